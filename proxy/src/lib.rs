@@ -1,0 +1,1 @@
+//! A gRPC proxy for etcd.
