@@ -1,0 +1,227 @@
+#!/usr/bin/env bash
+# Builds the foreign programs that tests, demo and comparisons run: etcd,
+# etcdctl, etcdutl, etcd's benchmark and etcd's own test suites, each at the
+# version that the go.mod of the same name pins.
+#
+# usage: tools/build.sh NAME...      NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance
+#
+# Prints, for each NAME, the folder that holds its programs, on stdout; all
+# else goes to stderr. What is already built is not built again, and two callers
+# at once build once. Programs are kept below $ETCD_PROXY_TOOLS, else
+# $XDG_CACHE_HOME/etcd-proxy, else ~/.cache/etcd-proxy, else target/tools.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# The Go version of etcd 3.7's go.mod; all modules here ask for the same one.
+GO_NEEDED=1.26.0
+
+# A build that hangs must not hang its callers for ever. A cold build on two
+# slow cores takes about five minutes, and callers queue behind one another.
+LOCK_SECONDS=1800
+
+if [[ -n "${ETCD_PROXY_TOOLS:-}" ]]; then
+  cache=$ETCD_PROXY_TOOLS
+elif [[ -n "${XDG_CACHE_HOME:-}" ]]; then
+  cache=$XDG_CACHE_HOME/etcd-proxy
+elif [[ -n "${HOME:-}" ]]; then
+  cache=$HOME/.cache/etcd-proxy
+else
+  cache=$(dirname "$here")/target/tools
+fi
+
+say() { echo "tools: $*" >&2; }
+die() {
+  say "$*"
+  exit 1
+}
+
+# newer_or_equal A B: whether version A is B or later.
+newer_or_equal() { [[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | tail -n 1)" == "$1" ]]; }
+
+# pinned NAME: the version in NAME's go.mod, without the v.
+pinned() {
+  local module
+  case $1 in
+    etcd-*) module=go.etcd.io/etcd/server/v3 ;;
+    benchmark) module=go.etcd.io/etcd/v3 ;;
+    conformance) module=go.etcd.io/etcd/tests/v3 ;;
+    *) die "unknown name '$1'; known are etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance" ;;
+  esac
+  sed -n "s|^\(require \)\{0,1\}[[:space:]]*$module v\([^ ]*\).*|\2|p" "$here/$1/go.mod" | head -n 1
+}
+
+# programs NAME: the files that NAME's folder must hold to count as built.
+programs() {
+  case $1 in
+    etcd-*) echo etcd etcdctl etcdutl ;;
+    benchmark) echo benchmark ;;
+    conformance) echo e2e.test common.test no_proxy.test ;;
+  esac
+}
+
+complete() {
+  local bin=$1 program
+  shift
+  for program in "$@"; do
+    [[ -x "$bin/$program" ]] || return 1
+  done
+}
+
+# use_installed BIN: links etcd 3.7 or newer from PATH into BIN, if it is there.
+use_installed() {
+  local program version
+  for program in etcd etcdctl etcdutl; do
+    command -v "$program" >/dev/null || return 1
+  done
+  version=$(etcd --version 2>/dev/null | sed -n 's/^etcd Version: //p')
+  [[ -n "$version" ]] && newer_or_equal "$version" 3.7.0 || return 1
+  version=$(etcdctl version 2>/dev/null | sed -n 's/^etcdctl version: //p')
+  [[ -n "$version" ]] && newer_or_equal "$version" 3.7.0 || return 1
+  mkdir -p "$1"
+  for program in etcd etcdctl etcdutl; do
+    ln -sfn "$(command -v "$program")" "$1/$program"
+  done
+  say "using etcd $version from PATH"
+}
+
+# want_go NAME: leaves a usable `go` on PATH, or says what to do.
+want_go() {
+  if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
+    PATH=$PATH:/usr/local/go/bin
+  fi
+  if ! command -v go >/dev/null && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    say "Go is missing; installing Debian's package golang-go"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends golang-go ca-certificates; } >&2 || true
+  fi
+  command -v go >/dev/null || die "$1 $(pinned "$1") is built from its Go module, and Go is missing.
+  Remedy: install Go $GO_NEEDED or newer (Debian: apt install golang-go, which fetches that
+  version by itself), or, for etcd-3.7 alone, put etcd, etcdctl and etcdutl 3.7 on PATH.
+  Debian's own etcd packages are older than 3.6 and do not serve.
+  Without it 'make build' and the tests of the crates proto, proxy and operator work;
+  'make demo', 'make conformance', 'make versus' and the tests in e2e do not."
+
+  local version
+  version=$(go env GOVERSION | sed 's/^go//; s/[ -].*//')
+  if newer_or_equal "$version" "$GO_NEEDED"; then
+    export GOTOOLCHAIN=local
+  else
+    say "Go is $version; it will fetch Go $GO_NEEDED for this build"
+    export GOTOOLCHAIN=go$GO_NEEDED+auto
+  fi
+  # The caller's settings must not change what is pinned.
+  export GOFLAGS=-mod=readonly GOWORK=off CGO_ENABLED=0
+  if [[ -z "${HOME:-}" ]]; then
+    export GOPATH=${GOPATH:-$cache/go} GOCACHE=${GOCACHE:-$cache/go-build}
+  fi
+}
+
+# watched TEXT COMMAND...: runs COMMAND, says every 20 seconds that it still
+# runs, and how long it took; its output is shown only when it fails. Ticks are
+# awaited in the foreground, so that no child outlives us holding a lock or a pipe.
+watched() {
+  local text=$1 log started=$SECONDS next=20 job status=0
+  shift
+  log=$(mktemp)
+  say "$text"
+  "$@" >"$log" 2>&1 9>&- &
+  job=$!
+  while kill -0 "$job" 2>/dev/null; do
+    sleep 1
+    if ((SECONDS - started >= next)); then
+      say "  still at it, $((SECONDS - started)) s"
+      next=$((next + 20))
+    fi
+  done
+  wait "$job" || status=$?
+  if [[ $status != 0 ]]; then
+    cat "$log" >&2
+    rm -f "$log"
+    die "that failed after $((SECONDS - started)) s; the last lines above say why"
+  fi
+  rm -f "$log"
+  say "  done in $((SECONDS - started)) s"
+}
+
+compile() {
+  local name=$1 out=$2
+  cd "$here/$name" || return
+  case $name in
+    etcd-*)
+      go build -trimpath -ldflags='-s -w' -o "$out/etcd" go.etcd.io/etcd/server/v3 &&
+        go build -trimpath -ldflags='-s -w' -o "$out/etcdctl" go.etcd.io/etcd/etcdctl/v3 &&
+        go build -trimpath -ldflags='-s -w' -o "$out/etcdutl" go.etcd.io/etcd/etcdutl/v3
+      ;;
+    benchmark)
+      go build -trimpath -ldflags='-s -w' -o "$out/benchmark" go.etcd.io/etcd/v3/tools/benchmark
+      ;;
+    conformance)
+      compile_suites "$out"
+      ;;
+  esac
+}
+
+# compile_suites OUT: etcd's end-to-end suites as test programs, with their
+# certificates beside them. no_proxy.test holds in addition the tests that etcd
+# leaves out for its own proxy: an overlay drops that one build constraint, the
+# module's files stay as they are.
+compile_suites() {
+  local out=$1 tests=go.etcd.io/etcd/tests/v3 source overlay file separator=
+  go mod download $tests && source=$(go list -m -f '{{.Dir}}' $tests) && [[ -n "$source" ]] || return
+  cp -r "$source/fixtures" "$out/fixtures" && chmod -R u+w "$out/fixtures" || return
+
+  overlay=$(mktemp -d) || return
+  {
+    echo '{"Replace":{'
+    for file in $(grep -l '^//go:build !cluster_proxy$' "$source"/e2e/*_test.go); do
+      sed '/^\/\/go:build !cluster_proxy$/d' "$file" >"$overlay/$(basename "$file")"
+      echo "$separator\"$file\":\"$overlay/$(basename "$file")\""
+      separator=,
+    done
+    echo '}}'
+  } >"$overlay/overlay.json"
+
+  go test -c -trimpath -tags cluster_proxy -o "$out/e2e.test" $tests/e2e &&
+    go test -c -trimpath -tags e2e,cluster_proxy -o "$out/common.test" $tests/common &&
+    go test -c -trimpath -tags cluster_proxy -overlay "$overlay/overlay.json" -o "$out/no_proxy.test" $tests/e2e
+  local status=$?
+  rm -rf "$overlay"
+  return $status
+}
+
+build() {
+  local name=$1 version bin temporary
+  version=$(pinned "$name")
+  [[ -n "$version" ]] || die "$here/$name/go.mod pins no version"
+  bin=$cache/${name%-3.?}-$version/bin
+
+  if ! complete "$bin" $(programs "$name"); then
+    mkdir -p "$cache"
+    exec 9>"$cache/.lock-$name"
+    if command -v flock >/dev/null && ! flock -n 9; then
+      say "another build of $name is running; waiting for it"
+      flock -w "$LOCK_SECONDS" 9 || die "waited $LOCK_SECONDS s for the other build of $name; is it stuck? Its lock is $cache/.lock-$name"
+    fi
+    # The one before us may have built it meanwhile.
+    if ! complete "$bin" $(programs "$name"); then
+      rm -rf "$bin"
+      if [[ $name != etcd-3.7 ]] || ! use_installed "$bin"; then
+        want_go "$name"
+        temporary=$(mktemp -d "$cache/.$name.XXXXXX")
+        chmod 755 "$temporary"
+        trap 'rm -rf "$temporary"' EXIT
+        watched "building $name ($version) from its Go module, 1 to 4 minutes" compile "$name" "$temporary"
+        mkdir -p "$(dirname "$bin")"
+        mv -T "$temporary" "$bin"
+        trap - EXIT
+      fi
+    fi
+    exec 9>&-
+  fi
+  echo "$bin"
+}
+
+[[ $# -gt 0 ]] || die "usage: tools/build.sh NAME...   with NAME one of etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance"
+for name in "$@"; do
+  build "$name"
+done
