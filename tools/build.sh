@@ -163,29 +163,21 @@ compile() {
 
 # compile_suites OUT: etcd's end-to-end suites as test programs, with their
 # certificates beside them. no_proxy.test holds in addition the tests that etcd
-# leaves out for its own proxy: an overlay drops that one build constraint, the
-# module's files stay as they are.
+# leaves out for its own proxy: it is made from a copy of the module in which that
+# one build constraint is dropped.
 compile_suites() {
-  local out=$1 tests=go.etcd.io/etcd/tests/v3 source overlay file separator=
+  local out=$1 tests=go.etcd.io/etcd/tests/v3 source copy status=0
   go mod download $tests && source=$(go list -m -f '{{.Dir}}' $tests) && [[ -n "$source" ]] || return
   cp -r "$source/fixtures" "$out/fixtures" && chmod -R u+w "$out/fixtures" || return
-
-  overlay=$(mktemp -d) || return
-  {
-    echo '{"Replace":{'
-    for file in $(grep -l '^//go:build !cluster_proxy$' "$source"/e2e/*_test.go); do
-      sed '/^\/\/go:build !cluster_proxy$/d' "$file" >"$overlay/$(basename "$file")"
-      echo "$separator\"$file\":\"$overlay/$(basename "$file")\""
-      separator=,
-    done
-    echo '}}'
-  } >"$overlay/overlay.json"
-
   go test -c -trimpath -tags cluster_proxy -o "$out/e2e.test" $tests/e2e &&
-    go test -c -trimpath -tags e2e,cluster_proxy -o "$out/common.test" $tests/common &&
-    go test -c -trimpath -tags cluster_proxy -overlay "$overlay/overlay.json" -o "$out/no_proxy.test" $tests/e2e
-  local status=$?
-  rm -rf "$overlay"
+    go test -c -trimpath -tags e2e,cluster_proxy -o "$out/common.test" $tests/common || return
+
+  copy=$(mktemp -d) || return
+  cp -r "$source" "$copy/tests" && chmod -R u+w "$copy/tests" && cp go.mod go.sum "$copy" &&
+    sed -i '/^\/\/go:build !cluster_proxy$/d' "$copy"/tests/e2e/*_test.go &&
+    go mod edit -replace "$tests=$copy/tests" "$copy/go.mod" &&
+    go test -c -trimpath -modfile "$copy/go.mod" -tags cluster_proxy -o "$out/no_proxy.test" $tests/e2e || status=$?
+  rm -rf "$copy"
   return $status
 }
 
