@@ -1,0 +1,36 @@
+# What a person or CI can do with this repository; each target works from any
+# directory (make -C or -f) and without root.
+
+root := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+target := $(or $(CARGO_TARGET_DIR),$(root)/target)
+phase := $(root)/tools/phase.sh
+
+# The programs that cargo test leaves behind serve the demo and etcd's suites too.
+debug_proxy := ETCD_PROXY_BIN=$(target)/debug/etcd-proxy
+
+.PHONY: help build demo test conformance versus prerequisites
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 14
+
+build: prerequisites ## The release binary, target/release/etcd-proxy
+	cd $(root) && cargo build --locked --release -p etcd-proxy
+
+demo: prerequisites ## Three etcd members, two proxies and a short session; KEEP=1 leaves them running
+	@$(root)/e2e/demo.sh
+
+test: prerequisites ## Everything that CI checks: all tests, the demo, and a part of etcd's own suites
+	@$(phase) "etcd 3.7, 3.6, 3.5 and its suites" $(root)/tools/build.sh etcd-3.7 etcd-3.6 etcd-3.5 conformance
+	@cd $(root) && $(phase) "cargo build" cargo build --locked --workspace --all-targets
+	@cd $(root) && $(phase) "cargo test" cargo test --locked --workspace
+	@$(phase) "demo" env $(debug_proxy) $(root)/e2e/demo.sh
+	@$(phase) "etcd's own suites, fast part" env $(debug_proxy) SUBSET=fast $(root)/e2e/conformance/run.sh
+
+conformance: prerequisites ## etcd's own test suites through the proxy, into docs/conformance.md; SUBSET=fast for five minutes of them
+	@$(root)/e2e/conformance/run.sh
+
+versus: prerequisites ## Direct, through etcd's proxy, through ours: one run, one table
+	@$(root)/e2e/versus/run.sh
+
+prerequisites:
+	@$(root)/tools/prerequisites.sh

@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# Runs etcd's own end-to-end suites, unmodified, against a foreign gRPC proxy,
+# one test per process, and writes what passed into docs/conformance.md.
+#
+# usage: e2e/conformance/run.sh       (or: make conformance)
+#   SUBSET=all       every test of the three suites; writes docs/conformance.md
+#   SUBSET=fast      the tests named in fast.tsv, about five minutes; writes no file
+#   SUBSET=table     runs nothing, writes docs/conformance.md from the last results
+#   ONLY=REGEX       only tests whose name matches; writes no file
+#   PROXY=etcd       etcd's own proxy instead of ours; its results go to baseline.tsv
+#   JOBS=N           tests at once, where the kernel lets each have its own network
+#
+# The suites, as tools/build.sh compiles them from etcd's module:
+#   e2e       tests/e2e with -tags cluster_proxy: what etcd runs for its own proxy
+#   common    tests/common with -tags e2e,cluster_proxy: the same tests that etcd runs
+#             against members and in process, here through a proxy
+#   no_proxy  those tests of tests/e2e that etcd leaves out for its own proxy
+#
+# A test that does not pass and is not explained in known.tsv makes this fail.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$(dirname "$here")")
+subset=${SUBSET:-all}
+proxy=${PROXY:-ours}
+only=${ONLY:-.}
+
+# The slowest test of the suites takes about two minutes on two cores; one that
+# takes longer than this hangs, and is counted as failed.
+TEST_SECONDS=${TEST_SECONDS:-300}
+
+# Tests wait more than they compute, but they also measure time.
+JOBS=${JOBS:-$(nproc)}
+
+say() { echo "conformance: $*" >&2; }
+die() {
+  say "$*"
+  exit 1
+}
+
+[[ $proxy == ours || $proxy == etcd ]] || die "PROXY is '$proxy'; it must be ours or etcd"
+[[ $subset == all || $subset == fast || $subset == table ]] || die "SUBSET is '$subset'; it must be all, fast or table"
+
+target=${CARGO_TARGET_DIR:-$root/target}
+work=$target/conformance/$proxy
+results=$work/results.tsv
+
+# --- the programs under the names that the suites expect
+
+prepare() {
+  local newest last
+  newest=$("$root/tools/build.sh" etcd-3.7)
+  last=$("$root/tools/build.sh" etcd-3.6)
+  suites=$("$root/tools/build.sh" conformance)
+  if [[ $proxy == ours && -z "${ETCD_PROXY_BIN:-}" ]]; then
+    say "building etcd-proxy"
+    (cd "$root" && cargo build --quiet --release -p etcd-proxy)
+    ETCD_PROXY_BIN=$target/release/etcd-proxy
+  fi
+  rm -rf "$work"
+  mkdir -p "$work/bin" "$work/logs"
+  ln -s "$newest/etcdctl" "$newest/etcdutl" "$work/bin"
+  wrap "$work/bin/etcd" "$newest/etcd"
+  wrap "$work/bin/etcd-last-release" "$last/etcd"
+}
+
+# wrap FILE REAL: FILE acts as REAL, except that `grpc-proxy` is the proxy under
+# test. `exec` keeps the process id, which the suites signal.
+wrap() {
+  if [[ $proxy == etcd ]]; then
+    ln -s "$2" "$1"
+    return
+  fi
+  cat >"$1" <<EOF
+#!/bin/sh
+case "\$1" in
+  grpc-proxy) exec "$ETCD_PROXY_BIN" "\$@" ;;
+esac
+exec "$2" "\$@"
+EOF
+  chmod +x "$1"
+}
+
+# --- the tests
+
+list() {
+  local suite
+  if [[ $subset == fast ]]; then
+    grep -v '^#' "$here/fast.tsv"
+    return
+  fi
+  for suite in e2e common; do
+    names "$suite" | sed "s/^/$suite\t/"
+  done
+  # no_proxy.test holds the tests of e2e.test too.
+  comm -13 <(names e2e | sort) <(names no_proxy | sort) | sed 's/^/no_proxy\t/'
+}
+
+names() { "$suites/$1.test" -test.list . | grep '^Test'; }
+
+# The suites use fixed ports. In a network and process namespace of its own a
+# test disturbs nobody, and nothing that it started outlives it. The address and
+# route beside 127.0.0.1 are for the one test that asks which address the machine
+# has towards the world; no packet leaves the namespace.
+isolated() {
+  unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc \
+    sh -c 'ip link set lo up && ip addr add 192.0.2.1/24 dev lo && ip route add default dev lo src 192.0.2.1 && exec "$@"' sh "$@"
+}
+
+# one SUITE TEST: runs it and prints "suite test result seconds".
+one() {
+  local suite=$1 test=$2 folder log started=$SECONDS result
+  folder=$work/run/$suite-$test
+  log=$work/logs/$suite-$test.log
+  mkdir -p "$folder/tests/$suite"
+  ln -s "$suites/fixtures" "$folder/tests/fixtures"
+  cd "$folder/tests/$suite"
+  TMPDIR=$folder $isolate timeout --kill-after=10 "$TEST_SECONDS" "$suites/$suite.test" \
+    -test.v -test.run "^$test\$" -bin-dir "$work/bin" >"$log" 2>&1 </dev/null || true
+  result=$(sed -n "s/^--- \([A-Z]*\): $test (.*/\1/p" "$log" | tail -n 1)
+  printf '%s\t%s\t%s\t%s\n' "$suite" "$test" "${result:-HANG}" $((SECONDS - started))
+  rm -rf "$folder"
+}
+
+run() {
+  local total
+  list | awk -F'\t' -v only="$only" '$2 ~ only' >"$work/tests.tsv"
+  total=$(wc -l <"$work/tests.tsv")
+  [[ $total -gt 0 ]] || die "no test matches '$only'"
+  if isolated true 2>/dev/null; then
+    isolate=isolated
+  else
+    say "the kernel refuses us namespaces: one test at a time, on the ports that the suites name"
+    isolate=
+    JOBS=1
+  fi
+  say "$total tests, $JOBS at a time, logs in $work/logs"
+  export -f one isolated
+  export work suites isolate TEST_SECONDS
+  local done_=0 suite test result seconds
+  : >"$results"
+  while IFS=$'\t' read -r suite test result seconds; do
+    done_=$((done_ + 1))
+    printf '%s\t%s\t%s\t%s\n' "$suite" "$test" "$result" "$seconds" >>"$results"
+    say "$(printf '%3d/%d %-4s %4s s  %s %s' $done_ "$total" "$result" "$seconds" "$suite" "$test")"
+  done < <(tr '\t' '\n' <"$work/tests.tsv" | xargs -P "$JOBS" -n 2 bash -c 'one "$@"' one)
+  LC_ALL=C sort -o "$results" "$results"
+}
+
+# --- the verdict
+
+# why LINES: "suite test result seconds" lines that are no PASS, with a fifth
+# column that says why: from known.tsv, or the test's own words.
+unexplained() {
+  awk -F'\t' 'NR == FNR { known[$1 FS $2] = 1; next } $3 != "PASS" && !(($1 FS $2) in known)' \
+    <(grep -v '^#' "$here/known.tsv") "$results"
+}
+
+verdict() {
+  local bad
+  bad=$(unexplained)
+  say "$(awk -F'\t' '{ n[$3]++ } END { for (r in n) printf "%s %d  ", r, n[r] }' "$results")"
+  if [[ -n "$bad" ]]; then
+    say "not passed, and not explained in known.tsv:"
+    while IFS=$'\t' read -r suite test result _; do
+      echo "  $result $suite $test: $(reason "$suite" "$test")" >&2
+    done <<<"$bad"
+    return 1
+  fi
+}
+
+# The first complaint in a test's log.
+reason() {
+  local log=$work/logs/$1-$2.log
+  {
+    grep -m 1 -E '^panic: |^fatal error: ' "$log" ||
+      grep -m 1 -A 1 -E '^ +Error: ' "$log" ||
+      grep -m 1 -E '^ +[a-z_0-9]+\.go:[0-9]+: ' "$log" ||
+      tail -n 1 "$log"
+  } | tr -s '[:space:]' ' ' | cut -c 1-200 || true
+}
+
+[[ $subset == table ]] || { prepare && run; }
+status=0
+[[ $proxy == etcd ]] || verdict || status=$?
+if [[ $only == . && $subset != fast ]]; then
+  if [[ $proxy == etcd ]]; then
+    cut -f 1-3 "$results" >"$here/baseline.tsv"
+  else
+    "$here/table.sh" "$results" >"$root/docs/conformance.md"
+    say "wrote docs/conformance.md"
+  fi
+fi
+exit $status

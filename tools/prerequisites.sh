@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Sees to what the build needs beside Rust: a C compiler and make, which two
+# crates compile C with, and curl, which the demo shows HTTP with. Installs them
+# from Debian where it may, else says what to install. Go is seen to by build.sh.
+set -euo pipefail
+
+packages=()
+command -v cc >/dev/null || packages+=(gcc libc6-dev)
+command -v make >/dev/null || packages+=(make)
+command -v curl >/dev/null || packages+=(curl)
+
+if [[ ${#packages[@]} -gt 0 ]]; then
+  if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    echo "prerequisites: installing Debian's ${packages[*]}" >&2
+    apt-get update -qq >&2
+    apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2
+  else
+    echo "prerequisites: please install ${packages[*]} (Debian: apt install ${packages[*]})" >&2
+    exit 1
+  fi
+fi
+
+if ! command -v cargo >/dev/null; then
+  echo "prerequisites: please install Rust; rust-version in Cargo.toml names the oldest that serves" >&2
+  exit 1
+fi
