@@ -163,10 +163,8 @@ etcd=$(IFS=,; echo "${clients[*]}")
 await "a healthy cluster" etcdctl --endpoints="$etcd" endpoint health
 expect '(.* is healthy.*[[:space:]]*){3}' etcdctl --endpoints="$etcd" endpoint health
 
-serving() {
-  kill -0 "$2" 2>/dev/null || fail "the proxy ended at once"
-  grep -q 'started gRPC proxy' "$folder/$1.log"
-}
+serving() { grep -q 'started gRPC proxy' "$folder/$1.log"; }
+serving_or_dead() { serving "$1" || ! kill -0 "$2"; }
 
 title "2. Two proxies in front of it, each with a namespace"
 for tenant in alpha beta; do
@@ -174,7 +172,8 @@ for tenant in alpha beta; do
   declare "$tenant=127.0.0.1:$port"
   # shellcheck disable=SC2086 # PROXY_CMD is a command with arguments.
   start "$tenant" $PROXY_CMD --endpoints="$etcd" --listen-addr="${!tenant}" --advertise-client-url="${!tenant}" --namespace="$tenant/"
-  await "a serving proxy" serving "$tenant" "$started"
+  await "a serving proxy" serving_or_dead "$tenant" "$started"
+  serving "$tenant" || fail "the proxy ended instead of serving"
 done
 
 title "3. One name, two values: tenants do not see each other"
