@@ -1,1 +1,2 @@
 //! A gRPC proxy for etcd.
+pub mod tls;

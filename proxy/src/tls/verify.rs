@@ -1,0 +1,237 @@
+//! Who is believed: clients by `--trusted-ca-file` and the revocation list, etcd's members by `--cacert`.
+//!
+//! The chain is built by webpki. On top comes what Go does besides: a certificate that itself stands in the CA file is
+//! trusted as it is (etcd's `--auto-tls` makes such certificates, marked as a CA, which webpki refuses as a leaf).
+//! Stricter than Go: X.509 version 1 and RSA keys below 2048 bits are refused.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::crl::Revoked;
+
+/// The certificates of a CA file.
+#[derive(Debug)]
+pub(super) struct Authorities {
+    roots: Arc<RootCertStore>,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    pub(super) fn new(certificates: Vec<CertificateDer<'static>>) -> Authorities {
+        let mut roots = RootCertStore::empty();
+        let (_, ignored) = roots.add_parsable_certificates(certificates.iter().cloned());
+        if ignored > 0 {
+            tracing::debug!(ignored, "left out CA certificates that cannot be an issuer");
+        }
+        Authorities { roots: Arc::new(roots), certificates }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.roots.is_empty()
+    }
+
+    /// The subjects as they stand in the certificates, tag and length included.
+    pub(super) fn subjects(&self) -> Vec<Vec<u8>> {
+        let parsed = self.certificates.iter().filter_map(|der| X509Certificate::from_der(der).ok());
+        parsed.map(|(_, certificate)| certificate.subject().as_raw().to_vec()).collect()
+    }
+
+    /// Whether the leaf itself is one of the trusted certificates, is in its time and may be used so. Nothing has to
+    /// be said about its signature: the very bytes are trusted.
+    fn trusts_itself(&self, leaf: &CertificateDer<'_>, now: UnixTime, usage: Usage) -> Result<bool, CertificateError> {
+        if !self.certificates.iter().any(|trusted| trusted == leaf) {
+            return Ok(false);
+        }
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if now < parsed.validity().not_before.timestamp() {
+            return Err(CertificateError::NotValidYet);
+        }
+        if now > parsed.validity().not_after.timestamp() {
+            return Err(CertificateError::Expired);
+        }
+        let allowed = match parsed.extended_key_usage().map_err(|_| CertificateError::BadEncoding)? {
+            None => true,
+            Some(usages) => {
+                let named = match usage {
+                    Usage::Client => usages.value.client_auth,
+                    Usage::Server => usages.value.server_auth,
+                };
+                usages.value.any || named
+            }
+        };
+        if allowed { Ok(true) } else { Err(CertificateError::InvalidPurpose) }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Usage {
+    Client,
+    Server,
+}
+
+/// The listener's side: a client must show a certificate of a trusted CA that is not revoked.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    authorities: Arc<Authorities>,
+    revoked: Option<Arc<Revoked>>,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        authorities: Arc<Authorities>,
+        revoked: Option<Arc<Revoked>>,
+    ) -> Result<ClientVerifier, rustls::Error> {
+        let chain = WebPkiClientVerifier::builder_with_provider(authorities.roots.clone(), super::provider())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        Ok(ClientVerifier { chain, authorities, revoked })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if let Err(error) = self.chain.verify_client_cert(leaf, intermediates, now)
+            && !self.authorities.trusts_itself(leaf, now, Usage::Client)?
+        {
+            return Err(error);
+        }
+        if let Some(revoked) = &self.revoked {
+            for certificate in std::iter::once(leaf).chain(intermediates) {
+                if let Some(serial) = revoked.find(certificate)? {
+                    tracing::debug!(serial, "transport: certificate serial revoked");
+                    return Err(CertificateError::Revoked.into());
+                }
+            }
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// The side towards etcd. Without authorities nothing but the signature of the handshake is checked, which is what
+/// `--insecure-skip-tls-verify` means in Go, too.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    authorities: Option<Arc<Authorities>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerVerifier {
+    pub(super) fn trusting(authorities: Arc<Authorities>) -> ServerVerifier {
+        ServerVerifier { authorities: Some(authorities), ..ServerVerifier::accepting_anyone() }
+    }
+
+    pub(super) fn accepting_anyone() -> ServerVerifier {
+        ServerVerifier { authorities: None, algorithms: super::provider().signature_verification_algorithms }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(authorities) = &self.authorities else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let chain = verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &authorities.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        );
+        if let Err(error) = chain
+            && !authorities.trusts_itself(leaf, now, Usage::Server)?
+        {
+            return Err(error);
+        }
+        match verify_server_name(&parsed, server_name) {
+            Err(error) if has_no_subject_alternative_name(leaf) => Err(OnlyCommonName::refusal(error)),
+            verified => verified.map(|_| ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// A server certificate that names its host in the Common Name only, which Go refuses as well.
+#[derive(Debug, thiserror::Error)]
+#[error("certificate relies on legacy Common Name field, use SANs instead ({0})")]
+struct OnlyCommonName(rustls::Error);
+
+impl OnlyCommonName {
+    fn refusal(error: rustls::Error) -> rustls::Error {
+        // Not as a `CertificateError`, which would print this as debug text.
+        rustls::Error::Other(OtherError(Arc::new(OnlyCommonName(error))))
+    }
+}
+
+fn has_no_subject_alternative_name(leaf: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(leaf).is_ok_and(|(_, parsed)| matches!(parsed.subject_alternative_name(), Ok(None)))
+}
