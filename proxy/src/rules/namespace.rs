@@ -28,40 +28,55 @@ use super::wire::{self, Malformed};
 /// from the end of a thread's. (prost alone would stop at 100, short of what etcd takes.)
 const MAX_DEPTH: usize = 300;
 
-/// The RPCs whose messages carry keys. A name stands for the request on the way up and for the answer coming down.
+/// The messages that carry keys: requests by the name of their RPC, answers by their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Shape {
+    /// Of RangeStream as well.
     Range,
-    RangeStream,
     Put,
     DeleteRange,
     Txn,
-    LeaseTimeToLive,
     Lock,
     Unlock,
     Campaign,
     Proclaim,
+    /// Of Observe as well.
     Leader,
-    Observe,
     Resign,
+    RangeResponse,
+    RangeStreamResponse,
+    PutResponse,
+    DeleteRangeResponse,
+    TxnResponse,
+    LeaseTimeToLiveResponse,
+    LockResponse,
+    CampaignResponse,
+    LeaderResponse,
 }
 
 impl Shape {
-    /// All of them, for tables and tests.
-    pub const ALL: [Self; 13] = [
+    pub const REQUESTS: [Self; 10] = [
         Self::Range,
-        Self::RangeStream,
         Self::Put,
         Self::DeleteRange,
         Self::Txn,
-        Self::LeaseTimeToLive,
         Self::Lock,
         Self::Unlock,
         Self::Campaign,
         Self::Proclaim,
         Self::Leader,
-        Self::Observe,
         Self::Resign,
+    ];
+    pub const RESPONSES: [Self; 9] = [
+        Self::RangeResponse,
+        Self::RangeStreamResponse,
+        Self::PutResponse,
+        Self::DeleteRangeResponse,
+        Self::TxnResponse,
+        Self::LeaseTimeToLiveResponse,
+        Self::LockResponse,
+        Self::CampaignResponse,
+        Self::LeaderResponse,
     ];
 }
 
@@ -102,12 +117,12 @@ impl Namespace {
         self.prefix.is_empty()
     }
 
-    /// An encoded request of the client's, as etcd shall get it.
+    /// An encoded request of the client's, as etcd shall get it. A shape that is an answer's is refused.
     pub fn request(&self, shape: Shape, request: Bytes) -> Result<Bytes, Refusal> {
         if self.is_empty() { Ok(request) } else { request::prefix(self, shape, request).map_err(Refusal::from) }
     }
 
-    /// An encoded answer of etcd's, as the client shall get it.
+    /// An encoded answer of etcd's, as the client shall get it. A shape that is a request's is refused.
     pub fn response(&self, shape: Shape, response: Bytes) -> Result<Bytes, Broken> {
         if self.is_empty() { Ok(response) } else { response::strip(self, shape, response) }
     }
@@ -135,6 +150,11 @@ impl Namespace {
     /// could have written it, since to the client it would be the empty key.
     pub fn strip_key<'a>(&self, key: &'a [u8]) -> Option<&'a [u8]> {
         key.strip_prefix(&self.prefix[..]).filter(|stripped| !stripped.is_empty())
+    }
+
+    /// Whether `key`, as etcd knows it, is a key of this namespace.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.strip_key(key).is_some()
     }
 
     /// The range end that etcd shall get for a non-empty one of the client's, in two parts.

@@ -2,16 +2,15 @@
 
 use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest,
-    TxnResponse, compare, request_op, response_op,
+    Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse, compare,
+    request_op, response_op,
 };
 use etcd_proxy_proto::mvccpb::{Event, KeyValue};
 use etcd_proxy_proto::v3electionpb::{
-    CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
-    ResignRequest, ResignResponse,
+    CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ResignRequest,
 };
-use etcd_proxy_proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+use etcd_proxy_proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -130,13 +129,10 @@ pub fn request(shape: Shape) -> BoxedStrategy<Vec<u8>> {
         strategy.prop_map(|message| message.encode_to_vec()).boxed()
     }
     match shape {
-        Shape::Range | Shape::RangeStream => encoded(range_request()),
+        Shape::Range => encoded(range_request()),
         Shape::Put => encoded(put_request()),
         Shape::DeleteRange => encoded(delete_range_request()),
         Shape::Txn => encoded(txn_request()),
-        Shape::LeaseTimeToLive => {
-            encoded(any::<(i64, bool)>().prop_map(|(id, keys)| LeaseTimeToLiveRequest { id, keys }))
-        }
         Shape::Lock => encoded((keys(), any::<i64>()).prop_map(|(name, lease)| LockRequest { name, lease })),
         Shape::Unlock => encoded(keys().prop_map(|key| UnlockRequest { key })),
         Shape::Campaign => encoded((keys(), any::<i64>(), keys()).prop_map(|(name, lease, value)| CampaignRequest {
@@ -147,8 +143,9 @@ pub fn request(shape: Shape) -> BoxedStrategy<Vec<u8>> {
         Shape::Proclaim => {
             encoded((leader_key(), keys()).prop_map(|(leader, value)| ProclaimRequest { leader, value }))
         }
-        Shape::Leader | Shape::Observe => encoded(keys().prop_map(|name| LeaderRequest { name })),
+        Shape::Leader => encoded(keys().prop_map(|name| LeaderRequest { name })),
         Shape::Resign => encoded(leader_key().prop_map(|leader| ResignRequest { leader })),
+        _ => unreachable!("{shape:?} is an answer"),
     }
 }
 
@@ -221,31 +218,29 @@ pub fn response(shape: Shape, prefix: Bytes) -> BoxedStrategy<Vec<u8>> {
         strategy.prop_map(|message| message.encode_to_vec()).boxed()
     }
     match shape {
-        Shape::Range => encoded(range_response(prefix)),
-        Shape::RangeStream => encoded(
+        Shape::RangeResponse => encoded(range_response(prefix)),
+        Shape::RangeStreamResponse => encoded(
             option::of(range_response(prefix)).prop_map(|range_response| RangeStreamResponse { range_response }),
         ),
-        Shape::Put => encoded(put_response(prefix)),
-        Shape::DeleteRange => encoded(delete_range_response(prefix)),
-        Shape::Txn => encoded(txn_response(prefix)),
-        Shape::LeaseTimeToLive => encoded(
+        Shape::PutResponse => encoded(put_response(prefix)),
+        Shape::DeleteRangeResponse => encoded(delete_range_response(prefix)),
+        Shape::TxnResponse => encoded(txn_response(prefix)),
+        Shape::LeaseTimeToLiveResponse => encoded(
             (header(), any::<i64>(), vec(answered_keys(prefix), 0..4))
                 .prop_map(|(header, id, keys)| LeaseTimeToLiveResponse { header, id, keys, ..Default::default() }),
         ),
-        Shape::Lock => {
+        Shape::LockResponse => {
             encoded((header(), answered_keys(prefix)).prop_map(|(header, key)| LockResponse { header, key }))
         }
-        Shape::Unlock => encoded(header().prop_map(|header| UnlockResponse { header })),
-        Shape::Campaign => {
+        Shape::CampaignResponse => {
             encoded((header(), answered_keys(prefix.clone()), answered_keys(prefix)).prop_map(|(header, name, key)| {
                 CampaignResponse { header, leader: Some(LeaderKey { name, key, rev: 7, lease: 8 }) }
             }))
         }
-        Shape::Proclaim => encoded(header().prop_map(|header| ProclaimResponse { header })),
-        Shape::Leader | Shape::Observe => {
+        Shape::LeaderResponse => {
             encoded((header(), option::of(key_value(prefix))).prop_map(|(header, kv)| LeaderResponse { header, kv }))
         }
-        Shape::Resign => encoded(header().prop_map(|header| ResignResponse { header })),
+        _ => unreachable!("{shape:?} is a request"),
     }
 }
 

@@ -26,6 +26,8 @@ pub enum Malformed {
     Group,
     #[error("messages nested too deep")]
     Depth,
+    #[error("a request where an answer belongs, or an answer where a request does")]
+    Direction,
 }
 
 /// The payload of one field.
@@ -206,18 +208,18 @@ pub fn last_int64(message: &[u8], number: u32) -> Result<i64, Malformed> {
     Ok(last)
 }
 
-/// `header.revision` of any answer of etcd's: field 1 of each is the header, whose field 3 is the revision. A header
-/// that comes in several pieces is merged, as every decoder does.
-pub fn header_revision(response: &[u8]) -> Result<i64, Malformed> {
+/// `header.revision` of any answer of etcd's, if it shows one: field 1 of each is the header, whose field 3 is the
+/// revision. A header that comes in several pieces is merged, as every decoder does.
+pub fn header_revision(response: &[u8]) -> Option<i64> {
     let mut revision = 0;
     for field in fields(response) {
-        if let Some(header) = field?.bytes(1) {
+        if let Some(header) = field.ok()?.bytes(1) {
             for field in fields(header) {
-                revision = field?.varint(3).map_or(revision, |varint| varint as i64);
+                revision = field.ok()?.varint(3).map_or(revision, |varint| varint as i64);
             }
         }
     }
-    Ok(revision)
+    (revision != 0).then_some(revision)
 }
 
 /// How many bytes `varint` takes.
@@ -323,10 +325,11 @@ mod tests {
 
     #[test]
     fn a_header_in_pieces_is_merged() {
-        assert_eq!(header_revision(b"\x0a\x04\x08\x01\x18\x07\x20\x01\x0a\x02\x20\x02"), Ok(7));
-        assert_eq!(header_revision(b"\x0a\x02\x18\x07\x0a\x02\x18\x09"), Ok(9));
-        assert_eq!(header_revision(b""), Ok(0));
-        assert_eq!(header_revision(b"\x0a\x01\x18"), Err(Malformed::Truncated));
+        assert_eq!(header_revision(b"\x0a\x04\x08\x01\x18\x07\x20\x01\x0a\x02\x20\x02"), Some(7));
+        assert_eq!(header_revision(b"\x0a\x02\x18\x07\x0a\x02\x18\x09"), Some(9));
+        assert_eq!(header_revision(b""), None);
+        assert_eq!(header_revision(b"\x0a\x02\x18\x00"), None);
+        assert_eq!(header_revision(b"\x0a\x01\x18"), None);
     }
 
     #[test]

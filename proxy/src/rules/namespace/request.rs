@@ -8,7 +8,7 @@ use super::{MAX_DEPTH, Namespace, Shape, put_message};
 use crate::rules::wire::{self, Malformed, Value};
 
 /// Messages that hold keys or hold such messages.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Message {
     /// `key` and perhaps `range_end`, each with its field number.
     Keys {
@@ -23,8 +23,6 @@ enum Message {
     LeaderKey,
     Txn,
     RequestOp,
-    /// No keys.
-    Other,
 }
 
 const RANGE: Message = Message::Keys { key: 1, range_end: Some(2) };
@@ -34,16 +32,24 @@ const COMPARE: Message = Message::Keys { key: 3, range_end: Some(64) };
 const UNLOCK: Message = Message::Keys { key: 1, range_end: None };
 
 impl Message {
-    fn of(shape: Shape) -> Self {
+    fn of(shape: Shape) -> Result<Self, Malformed> {
         match shape {
-            Shape::Range | Shape::RangeStream => RANGE,
-            Shape::Put => PUT,
-            Shape::DeleteRange => DELETE_RANGE,
-            Shape::Txn => Self::Txn,
-            Shape::LeaseTimeToLive => Self::Other,
-            Shape::Unlock => UNLOCK,
-            Shape::Lock | Shape::Campaign | Shape::Leader | Shape::Observe => Self::Named,
-            Shape::Proclaim | Shape::Resign => Self::Led,
+            Shape::Range => Ok(RANGE),
+            Shape::Put => Ok(PUT),
+            Shape::DeleteRange => Ok(DELETE_RANGE),
+            Shape::Txn => Ok(Self::Txn),
+            Shape::Unlock => Ok(UNLOCK),
+            Shape::Lock | Shape::Campaign | Shape::Leader => Ok(Self::Named),
+            Shape::Proclaim | Shape::Resign => Ok(Self::Led),
+            Shape::RangeResponse
+            | Shape::RangeStreamResponse
+            | Shape::PutResponse
+            | Shape::DeleteRangeResponse
+            | Shape::TxnResponse
+            | Shape::LeaseTimeToLiveResponse
+            | Shape::LockResponse
+            | Shape::CampaignResponse
+            | Shape::LeaderResponse => Err(Malformed::Direction),
         }
     }
 
@@ -64,10 +70,7 @@ impl Message {
 
 /// See [`Namespace::request`]; the namespace is not the empty one.
 pub(super) fn prefix(namespace: &Namespace, shape: Shape, request: Bytes) -> Result<Bytes, Malformed> {
-    let message = Message::of(shape);
-    if message == Message::Other {
-        return Ok(request);
-    }
+    let message = Message::of(shape)?;
     if let Message::Keys { key, range_end } = message {
         let edit = KeysEdit::of(namespace, &request, key, range_end)?;
         let mut out = Vec::with_capacity(edit.len());
@@ -101,7 +104,6 @@ fn put(namespace: &Namespace, message: Message, body: &[u8], out: &mut Vec<u8>, 
             None => put_submessages(namespace, message, body, out, depth)?,
         },
         Message::Txn | Message::Led => put_submessages(namespace, message, body, out, depth)?,
-        Message::Other => out.put_slice(body),
     }
     Ok(())
 }

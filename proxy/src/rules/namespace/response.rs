@@ -22,8 +22,6 @@ enum Message {
     Lock,
     Campaign,
     LeaderKey,
-    /// No keys.
-    Other,
 }
 
 /// What a field is.
@@ -40,16 +38,25 @@ enum Part {
 }
 
 impl Message {
-    fn of(shape: Shape) -> Self {
+    fn of(shape: Shape) -> Result<Self, Malformed> {
         match shape {
-            Shape::Range | Shape::Put | Shape::Leader | Shape::Observe => Self::KeyValues2,
-            Shape::RangeStream => Self::RangeStream,
-            Shape::DeleteRange => Self::KeyValues3,
-            Shape::Txn => Self::Txn,
-            Shape::LeaseTimeToLive => Self::LeaseTimeToLive,
-            Shape::Lock => Self::Lock,
-            Shape::Campaign => Self::Campaign,
-            Shape::Unlock | Shape::Proclaim | Shape::Resign => Self::Other,
+            Shape::RangeResponse | Shape::PutResponse | Shape::LeaderResponse => Ok(Self::KeyValues2),
+            Shape::RangeStreamResponse => Ok(Self::RangeStream),
+            Shape::DeleteRangeResponse => Ok(Self::KeyValues3),
+            Shape::TxnResponse => Ok(Self::Txn),
+            Shape::LeaseTimeToLiveResponse => Ok(Self::LeaseTimeToLive),
+            Shape::LockResponse => Ok(Self::Lock),
+            Shape::CampaignResponse => Ok(Self::Campaign),
+            Shape::Range
+            | Shape::Put
+            | Shape::DeleteRange
+            | Shape::Txn
+            | Shape::Lock
+            | Shape::Unlock
+            | Shape::Campaign
+            | Shape::Proclaim
+            | Shape::Leader
+            | Shape::Resign => Err(Malformed::Direction),
         }
     }
 
@@ -73,7 +80,7 @@ impl Message {
 
 /// See [`Namespace::response`]; the namespace is not the empty one.
 pub(super) fn strip(namespace: &Namespace, shape: Shape, response: Bytes) -> Result<Bytes, Broken> {
-    let message = Message::of(shape);
+    let message = Message::of(shape)?;
     // Most answers to a Put and many others hold no key at all.
     let mut unchanged = true;
     for field in wire::fields(&response) {
