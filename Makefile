@@ -5,6 +5,9 @@ root := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 target := $(or $(CARGO_TARGET_DIR),$(root)/target)
 phase := $(root)/tools/phase.sh
 
+# Where the installers of Rust and Go put them; CI shells often leave these out.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+
 # The programs that cargo test leaves behind serve the demo and etcd's suites too.
 debug_proxy := ETCD_PROXY_BIN=$(target)/debug/etcd-proxy
 

@@ -30,7 +30,7 @@ clean() {
     for log in "$folder"/*.log; do
       [[ -s "$log" ]] && { echo "--- the end of $(basename "$log")"; tail -n 15 "$log"; } >&2
     done
-    echo "demo: failed" >&2
+    echo "demo: failed: ${failure:-a command ended with $status}" >&2
   fi
   for pid in ${pids[@]+"${pids[@]}"}; do
     kill -KILL "$pid" 2>/dev/null && while kill -0 "$pid" 2>/dev/null; do sleep 0.01; done
@@ -48,7 +48,7 @@ title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 show() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; }
 
 fail() {
-  echo "demo: $*" >&2
+  failure=$*
   exit 1
 }
 

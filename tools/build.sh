@@ -8,7 +8,8 @@
 # Prints, for each NAME, the folder that holds its programs, on stdout; all
 # else goes to stderr. What is already built is not built again, and two callers
 # at once build once. Programs are kept below $ETCD_PROXY_TOOLS, else
-# $XDG_CACHE_HOME/etcd-proxy, else ~/.cache/etcd-proxy, else target/tools.
+# $XDG_CACHE_HOME/etcd-proxy, else ~/.cache/etcd-proxy, else, without a home that
+# can be written to, target/tools.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -24,7 +25,7 @@ if [[ -n "${ETCD_PROXY_TOOLS:-}" ]]; then
   cache=$ETCD_PROXY_TOOLS
 elif [[ -n "${XDG_CACHE_HOME:-}" ]]; then
   cache=$XDG_CACHE_HOME/etcd-proxy
-elif [[ -n "${HOME:-}" ]]; then
+elif [[ -w "${HOME:-}" ]]; then
   cache=$HOME/.cache/etcd-proxy
 else
   cache=$(dirname "$here")/target/tools
@@ -111,7 +112,7 @@ want_go() {
   fi
   # The caller's settings must not change what is pinned.
   export GOFLAGS=-mod=readonly GOWORK=off CGO_ENABLED=0
-  if [[ -z "${HOME:-}" ]]; then
+  if [[ ! -w "${HOME:-}" ]]; then
     export GOPATH=${GOPATH:-$cache/go} GOCACHE=${GOCACHE:-$cache/go-build}
   fi
 }
