@@ -1,2 +1,5 @@
 //! A gRPC proxy for etcd.
+
+pub mod flags;
+pub mod go;
 pub mod tls;

@@ -1,0 +1,407 @@
+//! The command line: every flag as `etcd grpc-proxy start` spells it, and those that only this proxy has.
+//!
+//! `Flags` is the one table. Its fields carry name, default, type and help; the parser, the config file, the help text,
+//! `docs/flags.md` and the start-up log are all read off it, so a flag is added in one place.
+
+mod check;
+mod file;
+mod help;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+pub use check::MetricsUrl;
+pub use help::{markdown, start_usage};
+pub use parse::{Invocation, Refusal, env_name, parse, process_env};
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{ArgAction, Parser};
+use serde::{Serialize, Serializer};
+
+use crate::go;
+
+const ENDPOINTS: &str = "Endpoints and discovery";
+const REGISTRATION: &str = "Registration and namespace";
+const CLIENT_TLS: &str = "TLS to etcd";
+const SERVER_TLS: &str = "TLS to clients";
+const LIMITS: &str = "Limits and keepalive";
+const HTTP: &str = "HTTP and metrics";
+const LOGGING: &str = "Logging";
+const EXPERIMENTAL: &str = "Experimental";
+const OURS: &str = "Only in etcd-proxy";
+
+/// The groups in the order in which help and docs show them.
+const GROUPS: [&str; 9] = [ENDPOINTS, REGISTRATION, CLIENT_TLS, SERVER_TLS, LIMITS, HTTP, LOGGING, EXPERIMENTAL, OURS];
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// Every flag with its value.
+///
+/// Of each doc comment the first paragraph is the help text; what follows is what differs from etcd, or for a flag
+/// that etcd does not have, the reason for its default.
+#[derive(Clone, Debug, PartialEq, Parser, Serialize)]
+#[command(name = "start", no_binary_name = true, args_override_self = true)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+#[serde(rename_all = "kebab-case")]
+pub struct Flags {
+    /// address on which clients are served, as host:port
+    ///
+    /// The port is a number; etcd also takes service names from /etc/services.
+    #[arg(long, help_heading = ENDPOINTS, value_name = "string", default_value = "127.0.0.1:23790")]
+    pub listen_addr: String,
+
+    /// comma separated etcd cluster endpoints
+    ///
+    /// Spaces around an endpoint and empty endpoints are dropped, with a warning.
+    #[arg(long, help_heading = ENDPOINTS, value_name = "strings", default_value = "127.0.0.1:2379", value_parser = go::read_csv)]
+    pub endpoints: std::vec::Vec<String>,
+
+    /// how often the endpoints are replaced by the client URLs that the cluster's members advertise (0 to disable)
+    #[arg(long, help_heading = ENDPOINTS, value_name = "duration", default_value = "0s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub endpoints_auto_sync_interval: Duration,
+
+    /// domain name to query for SRV records describing cluster endpoints
+    #[arg(long, help_heading = ENDPOINTS, value_name = "string", default_value = "")]
+    pub discovery_srv: String,
+
+    /// service name to query when using DNS discovery
+    #[arg(long, help_heading = ENDPOINTS, value_name = "string", default_value = "")]
+    pub discovery_srv_name: String,
+
+    /// accept discovered endpoints without checking their TLS
+    #[arg(long, help_heading = ENDPOINTS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub insecure_discovery: bool,
+
+    /// address to register, and to show in member lists; must be reachable by clients ("" shows etcd's own members)
+    #[arg(long, help_heading = REGISTRATION, value_name = "string", default_value = "127.0.0.1:23790")]
+    pub advertise_client_url: String,
+
+    /// prefix of the keys under which this proxy registers itself (must be shared with the other proxies)
+    #[arg(long, help_heading = REGISTRATION, value_name = "string", default_value = "")]
+    pub resolver_prefix: String,
+
+    /// TTL of the registration, in seconds; required with resolver-prefix
+    #[arg(long, help_heading = REGISTRATION, value_name = "int", default_value = "0", value_parser = go::parse_int)]
+    pub resolver_ttl: i64,
+
+    /// string to prefix to all keys for namespacing requests; any bytes
+    #[arg(long, help_heading = REGISTRATION, value_name = "string", default_value = "", value_parser = OsStringValueParser::new().map(OsString::into_vec))]
+    #[serde(serialize_with = "as_text")]
+    pub namespace: std::vec::Vec<u8>,
+
+    /// certificate file with which this proxy identifies itself to etcd
+    #[arg(long, help_heading = CLIENT_TLS, value_name = "string", default_value = "", value_parser = path())]
+    pub cert: std::option::Option<PathBuf>,
+
+    /// key file of cert
+    #[arg(long, help_heading = CLIENT_TLS, value_name = "string", default_value = "", value_parser = path())]
+    pub key: std::option::Option<PathBuf>,
+
+    /// CA bundle file that verifies the certificates of the etcd servers
+    #[arg(long, help_heading = CLIENT_TLS, value_name = "string", default_value = "", value_parser = path())]
+    pub cacert: std::option::Option<PathBuf>,
+
+    /// do not verify the certificates of the etcd servers (CAUTION: for testing purposes only)
+    #[arg(long, help_heading = CLIENT_TLS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub insecure_skip_tls_verify: bool,
+
+    /// certificate file with which this proxy identifies itself to clients
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "", value_parser = path())]
+    pub cert_file: std::option::Option<PathBuf>,
+
+    /// key file of cert-file
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "", value_parser = path())]
+    pub key_file: std::option::Option<PathBuf>,
+
+    /// CA bundle file that verifies the certificates of clients
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "", value_parser = path())]
+    pub trusted_ca_file: std::option::Option<PathBuf>,
+
+    /// file with the revoked certificates of clients
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "", value_parser = path())]
+    pub client_crl_file: std::option::Option<PathBuf>,
+
+    /// comma separated cipher suites that clients may use, by Go's names (empty for all safe ones)
+    #[arg(long, help_heading = SERVER_TLS, value_name = "strings", default_value = "", value_parser = go::read_csv)]
+    pub listen_cipher_suites: std::vec::Vec<String>,
+
+    /// minimum TLS version for clients: TLS1.2 or TLS1.3
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "TLS1.2")]
+    pub tls_min_version: String,
+
+    /// maximum TLS version for clients: TLS1.2 or TLS1.3 (empty for the highest)
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "")]
+    pub tls_max_version: String,
+
+    /// serve clients with a generated certificate; cert-file, key-file and trusted-ca-file take precedence
+    #[arg(long, help_heading = SERVER_TLS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub auto_tls: bool,
+
+    /// validity of the generated certificate, in years
+    #[arg(long, help_heading = SERVER_TLS, value_name = "uint", default_value = "1", value_parser = uint64)]
+    pub self_signed_cert_validity: u64,
+
+    /// directory under which the generated certificate is kept
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "default.proxy", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub data_dir: PathBuf,
+
+    /// largest message that is sent to etcd, in bytes (0 and less for 2 MiB)
+    #[arg(long, help_heading = LIMITS, value_name = "int", default_value = "1572864", value_parser = max_send_bytes)]
+    pub max_send_bytes: u64,
+
+    /// largest message that is accepted from etcd, in bytes (0 and less for 2147483647)
+    #[arg(long, help_heading = LIMITS, value_name = "int", default_value = "2147483647", value_parser = max_recv_bytes)]
+    pub max_recv_bytes: u64,
+
+    /// streams that one client connection may have open at a time (0 for no limit)
+    ///
+    /// etcd's proxy does not apply it to gRPC connections; this one does.
+    #[arg(long, help_heading = LIMITS, value_name = "uint32", default_value = "4294967295", value_parser = max_concurrent_streams)]
+    pub max_concurrent_streams: u32,
+
+    /// time without traffic after which etcd is pinged (0 to disable)
+    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "0s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub dial_keepalive_time: Duration,
+
+    /// time that etcd has to answer a ping before the connection is closed
+    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "20s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub dial_keepalive_timeout: Duration,
+
+    /// ping etcd even with no active RPCs
+    #[arg(long, help_heading = LIMITS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub permit_without_stream: bool,
+
+    /// shortest time that a client should wait between pings (0 for gRPC's own limit)
+    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "5s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub grpc_keepalive_min_time: Duration,
+
+    /// time without traffic after which a client is pinged (0 to disable)
+    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "2h0m0s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub grpc_keepalive_interval: Duration,
+
+    /// time that a client has to answer a ping before its connection is closed (0 to disable)
+    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "20s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub grpc_keepalive_timeout: Duration,
+
+    /// URLs on which metrics and health are served besides the listen address, http or https
+    ///
+    /// May be repeated, and may hold several URLs with commas between; etcd takes one. Unix sockets are refused.
+    #[arg(long, help_heading = HTTP, value_name = "strings", default_value = "", value_parser = go::read_csv)]
+    pub metrics_addr: std::vec::Vec<String>,
+
+    /// serve runtime profiles under /debug/pprof/
+    #[arg(long, help_heading = HTTP, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub enable_pprof: bool,
+
+    /// log at debug level, whatever log-level says
+    #[arg(long, help_heading = LOGGING, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub debug: bool,
+
+    /// least severe level that is logged: debug, info, warn or error
+    ///
+    /// info is what etcd logs without --debug.
+    #[arg(long, help_heading = LOGGING, value_name = "string", default_value = "info", value_parser = log_level)]
+    #[serde(serialize_with = "as_level")]
+    pub log_level: tracing::Level,
+
+    /// shape of a log line: json or text
+    ///
+    /// json is the shape in which etcd logs.
+    #[arg(long, help_heading = LOGGING, value_name = "string", default_value = "json", value_parser = log_format)]
+    pub log_format: LogFormat,
+
+    /// ensure serializable reads have monotonically increasing store revisions across endpoints
+    #[arg(long, help_heading = EXPERIMENTAL, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub experimental_serializable_ordering: bool,
+
+    /// leasing metadata prefix for disconnected linearized reads
+    #[arg(long, help_heading = EXPERIMENTAL, value_name = "string", default_value = "")]
+    pub experimental_leasing_prefix: String,
+
+    /// log all gRPC requests and responses
+    #[arg(long, help_heading = EXPERIMENTAL, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub experimental_enable_grpc_logging: bool,
+
+    /// YAML file with flag names as keys; flags and environment variables take precedence
+    ///
+    /// None by default, as etcd's proxy has none.
+    #[arg(long, help_heading = OURS, value_name = "string", default_value = "", value_parser = path())]
+    pub config_file: std::option::Option<PathBuf>,
+
+    /// time that running calls get to end after SIGTERM, before their connections are closed
+    ///
+    /// 30s is what Kubernetes gives a Pod between SIGTERM and SIGKILL.
+    #[arg(long, help_heading = OURS, value_name = "duration", default_value = "30s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub drain_timeout: Duration,
+
+    /// threads that serve clients (0 for one per core)
+    ///
+    /// One per core is fastest; a lower number keeps the proxy to a part of a shared machine.
+    #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "0", value_parser = uint32)]
+    pub threads: u32,
+
+    /// how often each etcd endpoint is asked for its status
+    ///
+    /// 5s finds a sick member well within etcd's usual client timeouts, for one small call per endpoint.
+    #[arg(long, help_heading = OURS, value_name = "duration", default_value = "5s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub health_interval: Duration,
+
+    /// time that an etcd endpoint has to answer with its status
+    ///
+    /// 2s is above etcd's default election timeout of 1s, so an election does not make every member sick.
+    #[arg(long, help_heading = OURS, value_name = "duration", default_value = "2s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub health_timeout: Duration,
+
+    /// events that one shared watch keeps for its slower clients, in bytes
+    ///
+    /// 4 MiB is some ten thousand events of usual size; a client that lags further catches up by a watch of its own.
+    #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "4194304", value_parser = uint32)]
+    pub watch_log_max_bytes: u32,
+
+    /// largest header list of a client's request, in bytes
+    ///
+    /// 64 KiB holds eight times the 8 KiB that gRPC recommends, and any usual token. grpc-go's 16 MiB would let one
+    /// request without a body hold that much of the proxy's memory.
+    #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "65536", value_parser = uint32)]
+    pub max_header_list_bytes: u32,
+
+    /// client connections that may be open at a time (0 for no limit)
+    ///
+    /// No limit, as in etcd's proxy; the limit on open files still holds.
+    #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "0", value_parser = uint32)]
+    pub max_connections: u32,
+
+    /// time that a new connection has to finish its TLS and HTTP/2 handshakes
+    ///
+    /// 10s is many round trips on any network, and soon enough to shed connections that never speak.
+    #[arg(long, help_heading = OURS, value_name = "duration", default_value = "10s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub connection_timeout: Duration,
+}
+
+impl Default for Flags {
+    fn default() -> Self {
+        Flags::try_parse_from(std::iter::empty::<OsString>()).expect("a test parses the defaults of all flags")
+    }
+}
+
+impl Flags {
+    /// The level to log at: `--debug` wins over `--log-level`.
+    pub fn level(&self) -> tracing::Level {
+        if self.debug { tracing::Level::DEBUG } else { self.log_level }
+    }
+
+    /// All flags and their values as one line of JSON, for the start-up log.
+    ///
+    /// No flag holds a secret by itself, only files that do; but a URL may carry a user and a password, and these are
+    /// masked.
+    pub fn effective(&self) -> String {
+        let mut shown = self.clone();
+        let urls = shown.endpoints.iter_mut().chain(&mut shown.metrics_addr);
+        for url in urls.chain([&mut shown.advertise_client_url, &mut shown.listen_addr]) {
+            *url = without_userinfo(url);
+        }
+        serde_json::to_string(&shown).expect("a struct of texts, numbers and lists has a JSON form")
+    }
+}
+
+fn without_userinfo(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (&url[..scheme.len() + 3], rest));
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    match authority.rfind('@') {
+        Some(at) => format!("{scheme}***{}", &rest[at..]),
+        None => url.to_owned(),
+    }
+}
+
+// === the types of values ===
+
+/// A duration below zero means what zero means, as etcd compares with `> 0` throughout; the parser warns about it.
+fn duration(text: &str) -> Result<Duration, String> {
+    let nanos = go::parse_duration(text)?;
+    Ok(Duration::from_nanos(u64::try_from(nanos).unwrap_or(0)))
+}
+
+fn uint32(text: &str) -> Result<u32, String> {
+    let value = go::parse_uint(text, go::Bits::B32)?;
+    u32::try_from(value).map_err(|error| error.to_string())
+}
+
+fn uint64(text: &str) -> Result<u64, String> {
+    go::parse_uint(text, go::Bits::B64)
+}
+
+/// Zero and less leave the limit to etcd's own client, which has this one.
+fn max_send_bytes(text: &str) -> Result<u64, String> {
+    const CLIENT_DEFAULT: u64 = 2 * 1024 * 1024;
+    Ok(positive(go::parse_int(text)?).unwrap_or(CLIENT_DEFAULT))
+}
+
+/// Zero and less leave the limit to etcd's own client, which has this one.
+fn max_recv_bytes(text: &str) -> Result<u64, String> {
+    const CLIENT_DEFAULT: u64 = i32::MAX as u64;
+    Ok(positive(go::parse_int(text)?).unwrap_or(CLIENT_DEFAULT))
+}
+
+fn positive(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|value| *value > 0)
+}
+
+/// Zero means no limit, as it does to a gRPC server in Go.
+fn max_concurrent_streams(text: &str) -> Result<u32, String> {
+    uint32(text).map(|streams| if streams == 0 { u32::MAX } else { streams })
+}
+
+fn path() -> impl TypedValueParser<Value = Option<PathBuf>> {
+    OsStringValueParser::new().map(|text| if text.is_empty() { None } else { Some(PathBuf::from(text)) })
+}
+
+fn log_level(text: &str) -> Result<tracing::Level, String> {
+    match text {
+        "debug" => Ok(tracing::Level::DEBUG),
+        "info" => Ok(tracing::Level::INFO),
+        "warn" => Ok(tracing::Level::WARN),
+        "error" => Ok(tracing::Level::ERROR),
+        _ => Err("must be one of: debug, info, warn, error".to_owned()),
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "json" => Ok(LogFormat::Json),
+        "text" => Ok(LogFormat::Text),
+        _ => Err("must be one of: json, text".to_owned()),
+    }
+}
+
+fn as_go_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&go::format_duration(*duration))
+}
+
+fn as_text<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&String::from_utf8_lossy(bytes))
+}
+
+fn as_level<S: Serializer>(level: &tracing::Level, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&level.as_str().to_ascii_lowercase())
+}
