@@ -216,14 +216,14 @@ pub struct Flags {
 
     /// least severe level that is logged: debug, info, warn or error
     ///
-    /// info is what etcd logs without --debug.
+    /// etcd has no such flag; info is what it logs without --debug.
     #[arg(long, help_heading = LOGGING, value_name = "string", default_value = "info", value_parser = log_level)]
     #[serde(serialize_with = "as_level")]
     pub log_level: tracing::Level,
 
     /// shape of a log line: json or text
     ///
-    /// json is the shape in which etcd logs.
+    /// etcd has no such flag; json is the shape in which it logs.
     #[arg(long, help_heading = LOGGING, value_name = "string", default_value = "json", value_parser = log_format)]
     pub log_format: LogFormat,
 
@@ -247,7 +247,8 @@ pub struct Flags {
 
     /// time that running calls get to end after SIGTERM, before their connections are closed
     ///
-    /// 30s is what Kubernetes gives a Pod between SIGTERM and SIGKILL.
+    /// 30s is also what Kubernetes gives a Pod between SIGTERM and SIGKILL; to drain to the end, a Pod wants a little more
+    /// of terminationGracePeriodSeconds.
     #[arg(long, help_heading = OURS, value_name = "duration", default_value = "30s", value_parser = duration)]
     #[serde(serialize_with = "as_go_duration")]
     pub drain_timeout: Duration,

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::CommandFactory;
+use proptest::prelude::*;
 
 use super::parse::kind;
 use super::*;
@@ -36,6 +39,17 @@ fn start(words: &[&str]) -> Flags {
     let (flags, warnings) = started(&words, &[]);
     assert_eq!(warnings, Vec::<String>::new(), "{words:?}");
     flags
+}
+
+fn refused(words: &[&str], variables: &[(&str, &str)]) -> String {
+    match run(words, variables) {
+        Err(refusal) => refusal.to_string(),
+        Ok(other) => panic!("{words:?} gave {other:?}"),
+    }
+}
+
+fn start_refused(words: &[&str]) -> String {
+    refused(&START.iter().chain(words).copied().collect::<Vec<_>>(), &[])
 }
 
 fn file(text: &str) -> tempfile::NamedTempFile {
@@ -205,5 +219,473 @@ fn every_flag_stands_in_a_group_and_says_what_it_means() {
         let group = flag.get_help_heading().expect("every flag has a heading");
         assert!(GROUPS.contains(&group), "{group}");
         assert!(flag.get_help().is_some_and(|help| help.to_string().len() > 5), "{flag}");
+    }
+}
+
+// === the command line ===
+
+#[test]
+fn flags_may_stand_anywhere_and_in_every_spelling_of_pflag() {
+    let with = |change: Change| {
+        let mut flags = Flags::default();
+        change(&mut flags);
+        (flags, vec![])
+    };
+    let debug: Change = |f| f.debug = true;
+    let two: Change = |f| f.endpoints = vec!["a".into(), "b".into()];
+    for words in [
+        &["grpc-proxy", "--endpoints=a,b", "start"][..],
+        &["grpc-proxy", "--endpoints", "a,b", "start"],
+        &["--endpoints", "a,b", "grpc-proxy", "start"],
+        &["grpc-proxy", "start", "--endpoints", "a,b"],
+        &["grpc-proxy", "start", "--endpoints", "a", "--endpoints=b"],
+        &["grpc-proxy", "start", "--endpoints=\"a\",\"b\""],
+        &["grpc-proxy", "start", "--endpoints=", "--endpoints=a,b"],
+    ] {
+        assert_eq!(started(words, &[]), with(two), "{words:?}");
+    }
+    for words in [
+        &["grpc-proxy", "--debug", "start"][..],
+        &["grpc-proxy", "start", "--debug"],
+        &["grpc-proxy", "start", "--debug=1"],
+        &["grpc-proxy", "start", "--debug=t"],
+        &["grpc-proxy", "start", "--debug=false", "--debug=true"],
+    ] {
+        assert_eq!(started(words, &[]), with(debug), "{words:?}");
+    }
+    for value in ["false", "0", "f", "F"] {
+        assert_eq!(start(&[&format!("--debug={value}")]), Flags::default());
+    }
+    assert_eq!(start(&["--advertise-client-url", ""]).advertise_client_url, "");
+    assert_eq!(start(&["--advertise-client-url="]).advertise_client_url, "");
+    assert_eq!(start(&["--endpoints="]).endpoints, Vec::<String>::new());
+    assert_eq!(start(&["--namespace", "--debug"]).namespace, b"--debug");
+    assert_eq!(start(&["--listen-addr=a", "--listen-addr=b"]).listen_addr, "b");
+    assert_eq!(start(&["--data-dir="]).data_dir, PathBuf::new());
+}
+
+#[test]
+fn values_that_etcd_takes_to_mean_something_else_are_resolved() {
+    assert_eq!(start(&["--max-send-bytes=0"]).max_send_bytes, 2_097_152);
+    assert_eq!(start(&["--max-send-bytes=-5"]).max_send_bytes, 2_097_152);
+    assert_eq!(start(&["--max-send-bytes=0x10"]).max_send_bytes, 16);
+    assert_eq!(start(&["--max-recv-bytes=0"]).max_recv_bytes, 2_147_483_647);
+    assert_eq!(start(&["--max-concurrent-streams=0"]).max_concurrent_streams, u32::MAX);
+    assert_eq!(start(&["--dial-keepalive-time=0"]).dial_keepalive_time, Duration::ZERO);
+}
+
+#[test]
+fn a_namespace_and_a_path_may_be_any_bytes_and_nothing_else_may() {
+    let with = |name: &str| {
+        let mut argument = OsString::from(format!("--{name}="));
+        argument.push(OsString::from_vec(vec![b'a', 0xff]));
+        parse(arguments(&START).into_iter().chain([argument]), &BTreeMap::new())
+    };
+    match with("namespace") {
+        Ok(Invocation::Start { flags, .. }) => assert_eq!(flags.namespace, [b'a', 0xff]),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(with("cert"), Ok(Invocation::Start { .. })));
+    assert!(matches!(with("data-dir"), Ok(Invocation::Start { .. })));
+    let refusal = with("listen-addr").expect_err("an address is a text").to_string();
+    assert!(refusal.contains("for \"--listen-addr\" flag: not valid UTF-8"), "{refusal}");
+}
+
+/// Every pair was printed by `etcd grpc-proxy` 3.7.3 for the same arguments.
+#[test]
+fn a_wrong_command_line_is_refused_in_the_words_of_etcd() {
+    let refusals = [
+        (&["--foo"][..], "unknown flag: --foo"),
+        (&["-foo"], "unknown shorthand flag: 'f' in -foo"),
+        (&["--endpoints"], "flag needs an argument: --endpoints"),
+        (
+            &["--max-send-bytes", "x"],
+            "invalid argument \"x\" for \"--max-send-bytes\" flag: strconv.ParseInt: parsing \"x\": invalid syntax",
+        ),
+        (
+            &["--max-send-bytes", "99999999999999999999"],
+            "invalid argument \"99999999999999999999\" for \"--max-send-bytes\" flag: \
+             strconv.ParseInt: parsing \"99999999999999999999\": value out of range",
+        ),
+        (
+            &["--max-concurrent-streams=-1"],
+            "invalid argument \"-1\" for \"--max-concurrent-streams\" flag: \
+             strconv.ParseUint: parsing \"-1\": invalid syntax",
+        ),
+        (
+            &["--max-concurrent-streams=4294967296"],
+            "invalid argument \"4294967296\" for \"--max-concurrent-streams\" flag: \
+             strconv.ParseUint: parsing \"4294967296\": value out of range",
+        ),
+        (
+            &["--debug=x"],
+            "invalid argument \"x\" for \"--debug\" flag: strconv.ParseBool: parsing \"x\": invalid syntax",
+        ),
+        (
+            &["--debug=x", "--debug=true"],
+            "invalid argument \"x\" for \"--debug\" flag: strconv.ParseBool: parsing \"x\": invalid syntax",
+        ),
+        (&["--debug="], "invalid argument \"\" for \"--debug\" flag: strconv.ParseBool: parsing \"\": invalid syntax"),
+        (
+            &["--grpc-keepalive-interval=5"],
+            "invalid argument \"5\" for \"--grpc-keepalive-interval\" flag: time: missing unit in duration \"5\"",
+        ),
+        (
+            &["--endpoints=a\"b"],
+            "invalid argument \"a\\\"b\" for \"--endpoints\" flag: \
+             parse error on line 1, column 2: bare \" in non-quoted-field",
+        ),
+        (
+            &["--endpoints=\"a"],
+            "invalid argument \"\\\"a\" for \"--endpoints\" flag: \
+             parse error on line 1, column 3: extraneous or missing \" in quoted-field",
+        ),
+        (&["--=x"], "bad flag syntax: --=x"),
+        (&["---x"], "bad flag syntax: ---x"),
+        (&["help", "extra", "--bad"], "unknown flag: --bad"),
+    ];
+    for (words, message) in refusals {
+        let usage = format!("Usage:\n  etcd-proxy grpc-proxy start [flags]\n\n{ENDPOINTS}:\n");
+        let refusal = start_refused(words);
+        assert!(refusal.starts_with(&format!("Error: {message}\n{usage}")), "{words:?}: {refusal}");
+        assert!(refusal.ends_with(&format!("\n\n{message}\n")), "{words:?}: {refusal}");
+    }
+    let group = refused(&["grpc-proxy", "--foo"], &[]);
+    let usage = "Usage:\n  etcd-proxy grpc-proxy [command]\n\nAvailable Commands:\n  start ";
+    assert!(group.starts_with(&format!("Error: unknown flag: --foo\n{usage}")), "{group}");
+    let no_start = refused(&["grpc-proxy", "--endpoints=a"], &[]);
+    assert!(no_start.starts_with(&format!("Error: unknown flag: --endpoints\n{usage}")), "{no_start}");
+}
+
+#[test]
+fn a_refusal_names_what_was_probably_meant() {
+    let end = |refusal: String| refusal.lines().last().unwrap_or_default().to_owned();
+    assert_eq!(end(start_refused(&["--endpoint=a"])), "unknown flag: --endpoint (did you mean --endpoints?)");
+    assert_eq!(end(start_refused(&["--wholly-other"])), "unknown flag: --wholly-other");
+    assert_eq!(
+        end(start_refused(&["-endpoints=a"])),
+        "unknown shorthand flag: 'e' in -endpoints=a (did you mean --endpoints?)"
+    );
+}
+
+#[test]
+fn unknown_commands_are_refused_as_cobra_refuses_them() {
+    assert_eq!(
+        refused(&["grcp-proxy", "start"], &[]),
+        "Error: unknown command \"grcp-proxy\" for \"etcd-proxy\"\n\nDid you mean this?\n\tgrpc-proxy\n\n\
+         Run 'etcd-proxy --help' for usage.\nunknown command \"grcp-proxy\" for \"etcd-proxy\"\n"
+    );
+    assert_eq!(
+        refused(&["gateway", "start"], &[]),
+        "Error: unknown command \"gateway\" for \"etcd-proxy\"\nRun 'etcd-proxy --help' for usage.\n\
+         unknown command \"gateway\" for \"etcd-proxy\"\n"
+    );
+    let strat = refused(&["grpc-proxy", "strat"], &[]);
+    assert!(strat.starts_with("Error: unknown command \"strat\" for \"etcd-proxy grpc-proxy\"\n"), "{strat}");
+    assert!(strat.contains("\tstart\n"), "{strat}");
+}
+
+#[test]
+fn help_and_version_are_printed_and_start_nothing() {
+    let printed = |words: &[&str]| match run(words, &[]) {
+        Ok(Invocation::Print(text)) => text,
+        other => panic!("{words:?} gave {other:?}"),
+    };
+    let pages = [
+        (&[][..], "a gRPC proxy for etcd\n\nUsage:\n  etcd-proxy [command]\n"),
+        (&["--help"], "a gRPC proxy for etcd\n\nUsage:\n  etcd-proxy [command]\n"),
+        (&["help"], "a gRPC proxy for etcd\n\nUsage:\n  etcd-proxy [command]\n"),
+        (&["grpc-proxy"], "grpc-proxy related command\n\nUsage:\n  etcd-proxy grpc-proxy [command]\n"),
+        (&["grpc-proxy", "-h"], "grpc-proxy related command\n\nUsage:\n  etcd-proxy grpc-proxy [command]\n"),
+        (&["grpc-proxy", "start", "--help"], "start the grpc proxy\n\nUsage:\n  etcd-proxy grpc-proxy start [flags]\n"),
+        (&["grpc-proxy", "--help", "start"], "start the grpc proxy\n\nUsage:\n  etcd-proxy grpc-proxy start [flags]\n"),
+        (&["help", "grpc-proxy", "start"], "start the grpc proxy\n\nUsage:\n  etcd-proxy grpc-proxy start [flags]\n"),
+        (&["version"], "etcd-proxy Version: "),
+        (&["--version"], "etcd-proxy Version: "),
+    ];
+    for (words, beginning) in pages {
+        let page = printed(words);
+        assert!(page.starts_with(beginning), "{words:?}: {page}");
+    }
+    let page = printed(&["grpc-proxy", "start", "-h"]);
+    for name in names() {
+        assert!(page.contains(&format!("--{name} ")), "{name}");
+    }
+    assert!(page.contains(" (default [127.0.0.1:2379])\n"), "{page}");
+    assert!(page.contains(" (default \"127.0.0.1:23790\")\n"), "{page}");
+    assert!(refused(&["grpc-proxy", "start", "--version"], &[]).starts_with("Error: unknown flag: --version\n"));
+}
+
+// === the sources ===
+
+#[test]
+fn a_flag_counts_more_than_a_variable_and_a_variable_more_than_the_file() {
+    let file = file("listen-addr: file:1\nnamespace: file/\nresolver-prefix: file\nendpoints: [file:1, file:2]\n");
+    let path = file.path().to_str().expect("temporary paths are UTF-8");
+    let (flags, warnings) = started(
+        &["grpc-proxy", "start", "--listen-addr=flag:1"],
+        &[
+            ("ETCD_PROXY_CONFIG_FILE", path),
+            ("ETCD_PROXY_LISTEN_ADDR", "variable:1"),
+            ("ETCD_PROXY_NAMESPACE", "variable/"),
+            ("ETCD_PROXY_RESOLVER_PREFIX", ""),
+        ],
+    );
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(flags.listen_addr, "flag:1");
+    assert_eq!(flags.namespace, b"variable/");
+    assert_eq!(flags.resolver_prefix, "file");
+    assert_eq!(flags.endpoints, ["file:1", "file:2"]);
+    assert_eq!(flags.advertise_client_url, Flags::default().advertise_client_url);
+}
+
+#[test]
+fn a_value_is_refused_with_the_place_that_it_comes_from() {
+    assert_eq!(
+        refused(&START, &[("ETCD_PROXY_DEBUG", "x")]),
+        "invalid argument \"x\" for environment variable ETCD_PROXY_DEBUG: \
+         strconv.ParseBool: parsing \"x\": invalid syntax\n"
+    );
+    assert_eq!(
+        with_file("drain-timeout: 5"),
+        Err("invalid argument \"5\" for drain-timeout in config file \"FILE\": time: missing unit in duration \"5\"\n"
+            .to_owned())
+    );
+    assert_eq!(
+        with_file("endpoint: a"),
+        Err("cannot use config file \"FILE\": unknown key \"endpoint\", did you mean endpoints?\n".to_owned())
+    );
+    assert_eq!(
+        refused(&["grpc-proxy", "start", "--config-file=/nonexistent"], &[]),
+        "cannot use config file \"/nonexistent\": No such file or directory (os error 2)\n"
+    );
+    assert!(start_refused(&["--log-level=loud"]).contains("flag: must be one of: debug, info, warn, error\n"));
+    assert!(start_refused(&["--log-format=xml"]).contains("flag: must be one of: json, text\n"));
+}
+
+#[test]
+fn what_is_dropped_is_reported() {
+    let (_, warnings) = started(&["grpc-proxy", "start", "--debug", "false"], &[]);
+    assert_eq!(
+        warnings,
+        [
+            "the argument \"false\" is not used; the value of a boolean flag is written with an equals sign: --debug=false"
+        ]
+    );
+    let (flags, warnings) = started(&["grpc-proxy", "start", "--endpoints=a:1, b:2,"], &[]);
+    assert_eq!(flags.endpoints, ["a:1", "b:2"]);
+    assert_eq!(warnings, ["endpoints has blanks or empty items, which are dropped: [\"a:1\", \" b:2\", \"\"]"]);
+    let (flags, warnings) = started(&START, &[("ETCD_PROXY_DIAL_KEEPALIVE_TIME", "-5s")]);
+    assert_eq!(flags.dial_keepalive_time, Duration::ZERO);
+    assert_eq!(warnings, ["ETCD_PROXY_DIAL_KEEPALIVE_TIME is negative, which means the same as 0"]);
+    let (_, warnings) = started(&START, &[("ETCD_PROXY_ENDPOINT", "a"), ("ETCD_PROXY_UNRELATED_THING", "b")]);
+    assert_eq!(
+        warnings,
+        ["the environment variable ETCD_PROXY_ENDPOINT is not used; did you mean ETCD_PROXY_ENDPOINTS?"]
+    );
+}
+
+#[test]
+fn the_variables_that_kubernetes_makes_for_a_service_named_etcd_proxy_are_no_flags() {
+    let made = [
+        ("ETCD_PROXY_SERVICE_HOST", "10.0.0.1"),
+        ("ETCD_PROXY_SERVICE_PORT", "2379"),
+        ("ETCD_PROXY_SERVICE_PORT_CLIENT", "2379"),
+        ("ETCD_PROXY_PORT", "tcp://10.0.0.1:2379"),
+        ("ETCD_PROXY_PORT_2379_TCP", "tcp://10.0.0.1:2379"),
+        ("ETCD_PROXY_PORT_2379_TCP_PROTO", "tcp"),
+        ("ETCD_PROXY_PORT_2379_TCP_ADDR", "10.0.0.1"),
+    ];
+    assert_eq!(started(&START, &made), (Flags::default(), vec![]));
+}
+
+// === what fits together ===
+
+#[test]
+fn check_refuses_what_etcd_refuses_in_its_words() {
+    let refusals = [
+        (&["--resolver-prefix=a"][..], "invalid resolver-ttl 0"),
+        (&["--resolver-prefix=a", "--resolver-ttl=-3"], "invalid resolver-ttl -3"),
+        (&["--resolver-ttl=3"], "invalid resolver-prefix \"\""),
+        (&["--resolver-prefix=a", "--resolver-ttl=3", "--advertise-client-url="], "invalid advertise-client-url \"\""),
+        (
+            &["--auto-tls", "--self-signed-cert-validity=0"],
+            "selfSignedCertValidity is invalid,it should be greater than 0",
+        ),
+        (
+            &["--tls-min-version=TLS1.1"],
+            "tls-min-version is invalid: unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)",
+        ),
+        (
+            &["--tls-max-version=x"],
+            "tls-max-version is invalid: unexpected TLS version \"x\" (must be one of: TLS1.2, TLS1.3)",
+        ),
+        (
+            &["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"],
+            "min version (TLS1.3) is greater than max version (TLS1.2)",
+        ),
+        (
+            &["--tls-min-version=TLS1.3", "--listen-cipher-suites=x"],
+            "cipher suites cannot be configured when only TLS1.3 is enabled",
+        ),
+    ];
+    for (words, message) in refusals {
+        let refusal = start(words).check().expect_err(message);
+        assert_eq!(refusal.to_string(), format!("{message}\n"), "{words:?}");
+    }
+}
+
+#[test]
+fn check_refuses_what_cannot_work_and_says_what_would_be_right() {
+    let refusals = [
+        (
+            &["--listen-addr=foo"][..],
+            "invalid listen-addr \"foo\": address foo: missing port in address; \
+             want host:port, such as 127.0.0.1:23790",
+        ),
+        (&["--listen-addr=::1:5"], "too many colons in address"),
+        (&["--listen-addr=[::1"], "missing ']' in address"),
+        (&["--listen-addr=[::1]"], "missing port in address"),
+        (&["--listen-addr=127.0.0.1:99999"], "invalid port"),
+        (&["--listen-addr=http://a:1"], "too many colons in address"),
+        (&["--endpoints="], "etcdclient: no available endpoints: give --endpoints or --discovery-srv"),
+        (&["--cert=x"], "KeyFile and CertFile must both be present[key: , cert: x]: give --key as well"),
+        (&["--key=x"], "KeyFile and CertFile must both be present[key: x, cert: ]: give --cert as well"),
+        (&["--cert-file=x"], "KeyFile and CertFile must both be present[key: , cert: x]: give --key-file as well"),
+        (&["--auto-tls", "--key-file=x"], "give --cert-file as well"),
+        (&["--trusted-ca-file=x"], "give --cert-file and --key-file as well"),
+        (&["--metrics-addr=127.0.0.1:1"], "the scheme is missing; want a URL, such as http://127.0.0.1:2381"),
+        (&["--metrics-addr=localhost:1"], "the scheme is missing"),
+        (&["--metrics-addr=unix://a:1"], "the scheme is neither http nor https"),
+        (&["--metrics-addr=http://a"], "invalid metrics-addr \"a\": address a: missing port in address"),
+        (&["--metrics-addr=https://a:1"], "https wants a certificate"),
+        (&["--metrics-addr=http://a:1,x"], "invalid metrics-addr \"x\""),
+        (&["--resolver-prefix=a", "--resolver-ttl=9000000001"], "etcd's leases last at most 9000000000 seconds"),
+        (&["--health-interval=0"], "invalid health-interval 0s: it should be greater than 0"),
+        (&["--health-timeout=-1s"], "invalid health-timeout 0s: it should be greater than 0"),
+        (&["--connection-timeout=0"], "invalid connection-timeout 0s: it should be greater than 0"),
+        (&["--threads=1025"], "invalid threads 1025: it should be 0 to 1024"),
+        (&["--watch-log-max-bytes=1"], "invalid watch-log-max-bytes 1: it should be 65536 to 4294967295"),
+        (&["--max-header-list-bytes=1"], "invalid max-header-list-bytes 1: it should be 4096 to 16777216"),
+    ];
+    for (words, part) in refusals {
+        let words: Vec<&str> = START.iter().chain(words).copied().collect();
+        let refusal = started(&words, &[]).0.check().expect_err(part).to_string();
+        assert!(refusal.contains(part), "{words:?}: {refusal}");
+        assert_eq!(refusal.lines().count(), 1, "{words:?}: {refusal}");
+    }
+}
+
+#[test]
+fn check_lets_through_what_etcd_accepts_and_can_work() {
+    for words in [
+        &[][..],
+        &["--listen-addr=:23790"],
+        &["--listen-addr=[::]:23790"],
+        &["--listen-addr=localhost:"],
+        &["--endpoints=", "--discovery-srv=example.com"],
+        &["--cacert=x"],
+        &["--cert=x", "--key=y"],
+        &["--cert-file=x", "--key-file=y", "--trusted-ca-file=z", "--client-crl-file=c"],
+        &["--auto-tls", "--metrics-addr=https://:1,http://[::1]:2/metrics"],
+        &["--tls-min-version=", "--tls-max-version=TLS1.2"],
+        &["--resolver-ttl=-1"],
+        &["--max-concurrent-streams=0"],
+        &["--grpc-keepalive-interval=0", "--grpc-keepalive-timeout=0", "--drain-timeout=0"],
+    ] {
+        assert_eq!(start(words).check(), Ok(vec![]), "{words:?}");
+    }
+}
+
+#[test]
+fn check_reports_what_has_no_effect() {
+    let warnings = [
+        (&["--auto-tls", "--cert-file=x", "--key-file=y"][..], "auto-tls has no effect, since cert-file is given"),
+        (&["--client-crl-file=x"], "client-crl-file has no effect without cert-file, key-file and trusted-ca-file"),
+        (
+            &["--client-crl-file=x", "--cert-file=x", "--key-file=y"],
+            "client-crl-file has no effect without trusted-ca-file: clients show no certificate",
+        ),
+        (&["--listen-cipher-suites=x"], "listen-cipher-suites has no effect, since clients are served without TLS"),
+        (&["--discovery-srv-name=x"], "discovery-srv-name has no effect without discovery-srv"),
+        (&["--insecure-discovery"], "insecure-discovery has no effect without discovery-srv"),
+    ];
+    for (words, warning) in warnings {
+        assert_eq!(start(words).check(), Ok(vec![warning.to_owned()]), "{words:?}");
+    }
+}
+
+#[test]
+fn metrics_urls_are_taken_apart() {
+    let url = |tls, address: &str| MetricsUrl { tls, address: address.to_owned() };
+    let flags = start(&["--metrics-addr=http://a:1/x,HTTPS://[::1]:2", "--metrics-addr=http://user:word@:3?q"]);
+    assert_eq!(flags.metrics_urls(), Ok(vec![url(false, "a:1"), url(true, "[::1]:2"), url(false, ":3")]));
+}
+
+// === what is shown ===
+
+#[test]
+fn the_effective_flags_are_one_line_that_names_each_flag_and_hides_passwords() {
+    let flags = start(&[
+        "--endpoints=https://user:word@a:1,b:2",
+        "--metrics-addr=http://me:word@m:1",
+        "--namespace=line\nbreak",
+        "--advertise-client-url=word@c:3",
+    ]);
+    let line = flags.effective();
+    assert!(!line.contains('\n') && !line.contains("word"), "{line}");
+    assert!(line.contains("\"endpoints\":[\"https://***@a:1\",\"b:2\"]"), "{line}");
+    assert!(line.contains("\"grpc-keepalive-interval\":\"2h0m0s\""), "{line}");
+    assert!(line.contains("\"log-level\":\"info\""), "{line}");
+    let shown: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&line).expect("a line of JSON");
+    let mut expected = names();
+    expected.sort();
+    let mut keys: Vec<String> = shown.keys().cloned().collect();
+    keys.sort();
+    assert_eq!(keys, expected);
+}
+
+#[test]
+fn the_page_of_flags_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/flags.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, markdown()).expect("a docs folder that can be written to");
+    }
+    let page = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(page == markdown(), "docs/flags.md is stale; UPDATE_DOCS=1 cargo test writes it anew");
+    for line in page.lines().filter(|line| line.starts_with("| `--")) {
+        assert_eq!(line.replace("\\|", "").matches('|').count(), 7, "{line}");
+    }
+}
+
+// === any input ===
+
+fn any_word() -> impl Strategy<Value = OsString> {
+    let names: Vec<String> = names();
+    prop_oneof![
+        Just(OsString::from("grpc-proxy")),
+        Just(OsString::from("start")),
+        "(--|-)?[-a-z0-9=,\"\n:. ]{0,12}".prop_map(OsString::from),
+        (proptest::sample::select(names), "=?[-a-z0-9=,\"\n:.]{0,8}")
+            .prop_map(|(name, rest)| format!("--{name}{rest}").into()),
+        proptest::collection::vec(any::<u8>(), 0..6).prop_map(OsString::from_vec),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_command_line_makes_the_parser_panic(words in proptest::collection::vec(any_word(), 0..6), started in any::<bool>()) {
+        let beginning = if started { arguments(&START) } else { vec![] };
+        if let Ok(Invocation::Start { flags, .. }) = parse(beginning.into_iter().chain(words), &BTreeMap::new()) {
+            let _ = (flags.check(), flags.metrics_urls(), flags.effective());
+        }
+    }
+
+    #[test]
+    fn no_config_file_makes_the_parser_panic(lines in proptest::collection::vec((proptest::sample::select(names()), "[-\\[\\]{}a-z0-9,:'\" ]{0,10}"), 0..4)) {
+        let text: String = lines.into_iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        if let Ok((flags, _)) = with_file(&text) {
+            let _ = flags.check();
+        }
     }
 }
