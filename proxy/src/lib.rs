@@ -1,5 +1,18 @@
-//! A gRPC proxy for etcd.
+//! A gRPC proxy for etcd, as a map: `app` starts what `config` makes of `flags`; a connection comes in at `server`,
+//! its requests go by `router` to `services` or `admin`, and from there through `upstream` to etcd. `rules` knows what
+//! etcd's world is and never waits for anything.
 
+pub mod admin;
+pub mod app;
+pub mod config;
+pub mod drain;
+pub mod exchange;
 pub mod flags;
 pub mod go;
+pub mod metrics;
+pub mod router;
+pub mod rules;
+pub mod server;
+pub mod services;
 pub mod tls;
+pub mod upstream;

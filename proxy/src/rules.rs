@@ -1,8 +1,12 @@
 //! What etcd's world is: no await, no clock, no lock, no log.
 
+pub mod caller;
 pub mod event;
+pub mod framing;
 pub mod keys;
+pub mod methods;
 pub mod namespace;
 #[cfg(test)]
 mod samples;
+pub mod status;
 pub mod wire;

@@ -209,16 +209,10 @@ pub fn last_int64(message: &[u8], number: u32) -> Result<i64, Malformed> {
 }
 
 /// `header.revision` of any answer of etcd's, if it shows one: field 1 of each is the header, whose field 3 is the
-/// revision. A header that comes in several pieces is merged, as every decoder does.
+/// revision. etcd writes the header first, so the answer need not be here whole; only its first field is looked at.
 pub fn header_revision(response: &[u8]) -> Option<i64> {
-    let mut revision = 0;
-    for field in fields(response) {
-        if let Some(header) = field.ok()?.bytes(1) {
-            for field in fields(header) {
-                revision = field.ok()?.varint(3).map_or(revision, |varint| varint as i64);
-            }
-        }
-    }
+    let header = fields(response).next()?.ok()?.bytes(1)?;
+    let revision = last_int64(header, 3).ok()?;
     (revision != 0).then_some(revision)
 }
 

@@ -1,0 +1,123 @@
+//! From checked flags to one configuration per room. It stands above the rooms; none of them sees another's.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    app,
+    flags::Flags,
+    rules::namespace::Namespace,
+    server,
+    tls::{self, ClientTls, ServerTls, self_signed, versions},
+    upstream::{
+        Limits, channel,
+        endpoint::{BadEndpoint, Endpoint},
+        health,
+    },
+};
+
+/// Why flags that fit together still do not make a configuration: a file or an address is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(transparent)]
+    Endpoint(#[from] BadEndpoint),
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error(transparent)]
+    TlsVersion(#[from] versions::VersionError),
+}
+
+/// What etcd lets a gRPC message have beyond the request that it holds, in bytes. `--max-send-bytes` speaks of
+/// requests, as etcd's `--max-request-bytes` does, so that with the same number in both it is etcd that refuses.
+const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// Reads the files that the flags name.
+pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
+    let endpoints: Vec<Arc<Endpoint>> = flags.endpoints.iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
+    Ok(app::Config {
+        listen_address: flags.listen_addr.clone(),
+        server: server::Config {
+            tls: server_tls(flags)?,
+            shards: shards(flags.threads),
+            max_concurrent_streams: flags.max_concurrent_streams,
+            max_header_list: flags.max_header_list_bytes,
+            max_connections: flags.max_connections as usize,
+            handshake_timeout: flags.connection_timeout,
+            keepalive_interval: flags.grpc_keepalive_interval,
+            keepalive_timeout: flags.grpc_keepalive_timeout,
+        },
+        endpoints,
+        channel: channel::Config {
+            tls: client_tls(flags)?,
+            keepalive_time: flags.dial_keepalive_time,
+            keepalive_timeout: flags.dial_keepalive_timeout,
+            keepalive_without_stream: flags.permit_without_stream,
+        },
+        limits: Limits {
+            max_request: bounded(flags.max_send_bytes).saturating_add(GRPC_OVERHEAD_BYTES),
+            max_answer: bounded(flags.max_recv_bytes),
+        },
+        health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
+        namespace: Namespace::new(flags.namespace.clone()),
+        drain_timeout: flags.drain_timeout,
+    })
+}
+
+/// gRPC's own length field ends at 4 GiB.
+fn bounded(bytes: u64) -> usize {
+    usize::try_from(bytes.min(u64::from(u32::MAX))).unwrap_or(usize::MAX)
+}
+
+fn shards(threads: u32) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads as usize,
+    }
+}
+
+/// TLS towards clients, if any of its flags is given.
+pub fn server_tls(flags: &Flags) -> Result<Option<ServerTls>, ConfigError> {
+    if !flags.serves_tls() {
+        return Ok(None);
+    }
+    let versions = versions::parse_range(&flags.tls_min_version, &flags.tls_max_version)?;
+    let hosts = vec![flags.listen_addr.clone()];
+    let config = tls::server::Config {
+        cert_file: flags.cert_file.clone().unwrap_or_default(),
+        key_file: flags.key_file.clone().unwrap_or_default(),
+        trusted_ca_file: flags.trusted_ca_file.clone(),
+        client_crl_file: flags.client_crl_file.clone(),
+        cipher_suites: flags.listen_cipher_suites.clone(),
+        min_version: versions.min,
+        max_version: versions.max,
+        auto_tls: flags.auto_tls.then(|| self_signed::Config {
+            dir: auto_tls_folder(&flags.data_dir),
+            validity_years: u32::try_from(flags.self_signed_cert_validity).unwrap_or(u32::MAX),
+            hosts,
+        }),
+    };
+    Ok(Some(ServerTls::load(&config)?))
+}
+
+/// Where etcd's proxy keeps the certificate that it makes for itself.
+fn auto_tls_folder(data_dir: &Path) -> PathBuf {
+    data_dir.join("fixtures").join("proxy")
+}
+
+/// TLS towards etcd, if any of its flags is given.
+fn client_tls(flags: &Flags) -> Result<Option<ClientTls>, ConfigError> {
+    if flags.cert.is_none() && flags.key.is_none() && flags.cacert.is_none() && !flags.insecure_skip_tls_verify {
+        return Ok(None);
+    }
+    let config = tls::client::Config {
+        cert: flags.cert.clone(),
+        key: flags.key.clone(),
+        cacert: flags.cacert.clone(),
+        insecure_skip_verify: flags.insecure_skip_tls_verify,
+        server_name: None,
+        allow_non_empty_cn: false,
+    };
+    Ok(Some(ClientTls::load(&config)?))
+}

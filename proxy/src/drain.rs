@@ -1,0 +1,67 @@
+//! The end of the process: everyone is told, and whoever still works is waited for.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+/// Tells the others to finish and waits for them.
+pub struct Trigger {
+    signal: watch::Sender<bool>,
+    finished: mpsc::Receiver<()>,
+}
+
+/// Held by whoever must be allowed to finish; dropping it means done.
+#[derive(Clone)]
+pub struct Watcher {
+    signal: watch::Receiver<bool>,
+    _working: mpsc::Sender<()>,
+}
+
+pub fn channel() -> (Trigger, Watcher) {
+    let (signal, heard) = watch::channel(false);
+    // Nothing is ever sent: the channel closes when the last watcher is dropped.
+    let (working, finished) = mpsc::channel(1);
+    (Trigger { signal, finished }, Watcher { signal: heard, _working: working })
+}
+
+impl Trigger {
+    /// Gives the signal and waits until all are done or the time is up. Says whether all were done.
+    pub async fn drain(mut self, timeout: Duration) -> bool {
+        // It fails only when nobody listens any more, and then there is nobody to wait for.
+        let _ = self.signal.send(true);
+        tokio::time::timeout(timeout, self.finished.recv()).await.is_ok()
+    }
+}
+
+impl Watcher {
+    /// Returns when it is time to finish, at once if it already is.
+    pub async fn signaled(&mut self) {
+        // A trigger that is gone without a signal is the process's end as well.
+        let _ = self.signal.wait_for(|signaled| *signaled).await;
+    }
+
+    pub fn is_signaled(&self) -> bool {
+        *self.signal.borrow()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_when_the_last_watcher_is_dropped() {
+        let (trigger, watcher) = channel();
+        let mut second = watcher.clone();
+        let worker = tokio::spawn(async move { second.signaled().await });
+        drop(watcher);
+        assert!(trigger.drain(Duration::from_secs(60)).await);
+        worker.await.expect("the worker ends by itself");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_does_not_wait_for_ever() {
+        let (trigger, _watcher) = channel();
+        assert!(!trigger.drain(Duration::from_secs(1)).await);
+    }
+}

@@ -1,0 +1,240 @@
+//! One gRPC exchange with a client: its messages come in here and ours go out, under HTTP/2's flow control.
+
+use std::{future::poll_fn, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use h2::{RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
+
+use crate::rules::{
+    framing::{self, Decoder},
+    status::{self, Code, Status},
+};
+
+/// The client's messages.
+pub struct Requests {
+    stream: RecvStream,
+    decoder: Decoder,
+    encoding: Option<HeaderValue>,
+    limit: usize,
+}
+
+/// Where answers go. Dropped without a status it resets the stream.
+pub struct Replies {
+    respond: SendResponse<Bytes>,
+    send: Option<SendStream<Bytes>>,
+}
+
+/// The client is gone; nothing more can be said to it.
+#[derive(Debug)]
+pub struct Gone;
+
+/// How an exchange ended: with which status, or with nobody left to hear it.
+pub type Outcome = Result<Code, Gone>;
+
+/// Waits for a piece of work until the caller's deadline.
+pub async fn until<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    match deadline {
+        None => work.await,
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(status::deadline_exceeded())),
+    }
+}
+
+impl Requests {
+    /// `limit` bounds one message, in bytes without framing.
+    pub fn new(stream: RecvStream, headers: &HeaderMap, limit: usize) -> Self {
+        let encoding = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity").cloned();
+        Self { stream, decoder: Decoder::new(limit), encoding, limit }
+    }
+
+    /// The next message, or `None` when the client has closed its half.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Status>> {
+        loop {
+            match self.decoder.next() {
+                Ok(Some(message)) if message.compressed => return Some(Err(self.compressed())),
+                Ok(Some(message)) => return Some(Ok(message.bytes)),
+                Ok(None) => (),
+                Err(error) => return Some(Err(refuse_frame(error))),
+            }
+            match self.data().await {
+                Some(Ok(data)) => self.decoder.push(&data),
+                Some(Err(status)) => return Some(Err(status)),
+                None if self.decoder.is_at_boundary() => return None,
+                None => return Some(Err(status::request_cut_short())),
+            }
+        }
+    }
+
+    /// The whole request of a call that sends one message, with its framing, as it stood on the wire.
+    pub async fn collect(&mut self) -> Result<Bytes, Status> {
+        let mut first: Option<Bytes> = None;
+        let mut joined = BytesMut::new();
+        while let Some(data) = self.data().await {
+            let data = data?;
+            let held = joined.len() + first.as_ref().map_or(0, Bytes::len) + data.len();
+            if held > self.limit + framing::PREFIX_LEN {
+                return Err(status::message_too_large(self.announced(first.as_deref().unwrap_or(&joined), held), self.limit));
+            }
+            match first.take() {
+                None if joined.is_empty() => first = Some(data),
+                begun => {
+                    joined.extend_from_slice(begun.as_deref().unwrap_or_default());
+                    joined.extend_from_slice(&data);
+                }
+            }
+        }
+        Ok(first.unwrap_or_else(|| joined.freeze()))
+    }
+
+    /// The one message of a request that must be understood.
+    pub fn unframe(&self, body: &Bytes) -> Result<Bytes, Status> {
+        match framing::parse_prefix(body) {
+            Ok(Some((true, _))) => Err(self.compressed()),
+            Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => Ok(body.slice(framing::PREFIX_LEN..)),
+            Ok(Some((false, size))) if body.len() < framing::PREFIX_LEN + size => Err(status::request_cut_short()),
+            Ok(Some(_)) => Err(status::more_than_one_request()),
+            Ok(None) => Err(status::request_cut_short()),
+            Err(error) => Err(refuse_frame(error)),
+        }
+    }
+
+    /// The next piece of the request as it stood on the wire.
+    pub async fn data(&mut self) -> Option<Result<Bytes, Status>> {
+        let data = poll_fn(|context| self.stream.poll_data(context)).await?;
+        Some(data.map_err(|error| status::client_gone(&error)).inspect(|data| {
+            // It fails only for a stream that is gone, which the next read reports.
+            let _ = self.stream.flow_control().release_capacity(data.len());
+        }))
+    }
+
+    /// What the first message said of its own length, for the words of the refusal.
+    fn announced(&self, start: &[u8], held: usize) -> usize {
+        framing::parse_prefix(start).ok().flatten().map_or(held, |(_, size)| size)
+    }
+
+    fn compressed(&self) -> Status {
+        match self.encoding.as_ref().map(HeaderValue::to_str) {
+            Some(Ok(encoding)) => status::compressed(encoding),
+            _ => status::compressed_without_encoding(),
+        }
+    }
+}
+
+fn refuse_frame(error: framing::FramingError) -> Status {
+    match error {
+        framing::FramingError::TooLarge { size, limit } => status::message_too_large(size, limit),
+        framing::FramingError::BadFlag(_) => status::malformed(error),
+    }
+}
+
+impl Replies {
+    pub fn new(respond: SendResponse<Bytes>) -> Self {
+        Self { respond, send: None }
+    }
+
+    /// Sends the headers that come before messages.
+    pub fn begin(&mut self, headers: HeaderMap) -> Result<(), Gone> {
+        let mut response = Response::new(());
+        *response.headers_mut() = headers;
+        response.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
+        self.send = Some(self.respond.send_response(response, false).map_err(|_| Gone)?);
+        Ok(())
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.send.is_some()
+    }
+
+    /// Sends framed messages, waiting as long as the client's windows are full.
+    pub async fn data(&mut self, data: Bytes) -> Result<(), Gone> {
+        let send = self.send.as_mut().ok_or(Gone)?;
+        send_all(send, data).await.map_err(|_| Gone)
+    }
+
+    /// Asks for room to send, and gets what there is; `Pending` until there is some.
+    pub fn poll_room(&mut self, context: &mut std::task::Context<'_>, wanted: usize) -> std::task::Poll<Result<usize, Gone>> {
+        let Some(send) = self.send.as_mut() else { return std::task::Poll::Ready(Err(Gone)) };
+        send.reserve_capacity(wanted);
+        send.poll_capacity(context).map(|capacity| match capacity {
+            Some(Ok(capacity)) => Ok(capacity),
+            _ => Err(Gone),
+        })
+    }
+
+    /// Sends what [`Replies::poll_room`] has found room for.
+    pub fn send(&mut self, data: Bytes) -> Result<(), Gone> {
+        self.send.as_mut().ok_or(Gone)?.send_data(data, false).map_err(|_| Gone)
+    }
+
+    /// Ends with these trailers; before any message they are the whole answer.
+    pub fn finish(mut self, trailers: HeaderMap) {
+        // An error means that the client is gone and no one is there to be told.
+        if let Some(send) = &mut self.send {
+            let _ = send.send_trailers(trailers);
+        } else {
+            let mut response = Response::new(());
+            *response.headers_mut() = trailers;
+            response.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
+            let _ = self.respond.send_response(response, true);
+        }
+    }
+
+    /// Ends with a status of ours.
+    pub fn fail(self, status: &Status) {
+        let mut trailers = HeaderMap::with_capacity(3);
+        if status.add_header(&mut trailers).is_err() {
+            trailers.insert("grpc-status", HeaderValue::from(Code::Internal as i32));
+        }
+        self.finish(trailers);
+    }
+
+    /// Ends well.
+    pub fn succeed(self) {
+        let mut trailers = HeaderMap::with_capacity(2);
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        trailers.insert("grpc-message", HeaderValue::from_static(""));
+        self.finish(trailers);
+    }
+
+    /// Sends the head of an answer that is not gRPC.
+    pub fn begin_http(&mut self, head: http::response::Parts) -> Result<(), Gone> {
+        let response = Response::from_parts(head, ());
+        self.send = Some(self.respond.send_response(response, false).map_err(|_| Gone)?);
+        Ok(())
+    }
+
+    /// Ends an answer that is not gRPC.
+    pub fn finish_http(mut self) {
+        if let Some(send) = &mut self.send {
+            // An error means that the client is gone and no one is there to be told.
+            let _ = send.send_data(Bytes::new(), true);
+        }
+    }
+
+    /// Returns when the client gives the call up.
+    pub async fn gone(&mut self) -> Gone {
+        poll_fn(|context| self.poll_gone(context)).await
+    }
+
+    pub fn poll_gone(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Gone> {
+        let reset = match &mut self.send {
+            Some(send) => send.poll_reset(context),
+            None => self.respond.poll_reset(context),
+        };
+        reset.map(|_| Gone)
+    }
+}
+
+/// Writes bytes, waiting until the peer's windows take them.
+pub async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        send.reserve_capacity(data.len());
+        let available = match poll_fn(|context| send.poll_capacity(context)).await {
+            Some(capacity) => capacity?,
+            None => return Err(h2::Reason::CANCEL.into()),
+        };
+        let chunk = data.split_to(available.min(data.len()));
+        send.send_data(chunk, false)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! One request: refuse it, understand it, or let it through. Only this file knows which lane an RPC takes.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, Request, header::CONTENT_TYPE};
+
+use crate::{
+    admin::Admin,
+    exchange::{Outcome, Replies, Requests},
+    metrics::Metrics,
+    rules::{
+        caller::{Caller, Connection},
+        methods::{self, Lane, Method},
+        namespace::Namespace,
+        status::{self, Code},
+    },
+    services::{calls, cluster::Cluster, health::Health, keepalive::KeepAlives, leases, watch, watch::hub::Hub},
+    upstream::Upstream,
+};
+
+/// What a request may need; one per shard, shared by its connections.
+pub struct Router {
+    pub namespace: Namespace,
+    pub upstream: Upstream,
+    pub hub: Arc<Hub>,
+    pub keepalives: Arc<KeepAlives>,
+    pub cluster: Cluster,
+    pub health: Health,
+    pub admin: Admin,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Router {
+    /// Serves one HTTP/2 request from its head to its end.
+    pub async fn serve(&self, connection: Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        if !is_grpc(request.headers()) {
+            return self.admin.serve_http2(request, respond).await;
+        }
+        let (head, stream) = request.into_parts();
+        let requests = Requests::new(stream, &head.headers, self.upstream.limits().max_request);
+        let deadline = deadline(&head.headers);
+        let caller = Caller::new(connection, head.headers);
+        let replies = Replies::new(respond);
+        match methods::find(head.uri.path()) {
+            Some(method) => {
+                let call = self.metrics.started(method);
+                let outcome = self.dispatch(caller, method, requests, replies, deadline).await;
+                call.finished(outcome.unwrap_or(Code::Cancelled));
+            }
+            None if self.namespace.is_empty() => {
+                calls::forward_unknown(&self.upstream, &caller, head.uri.path(), requests, replies).await.ok();
+            }
+            // An RPC that nobody here knows may carry a key, so behind a namespace it is not let through.
+            None => {
+                let path = head.uri.path();
+                let service = path.trim_start_matches('/').rsplit_once('/').map_or("", |(service, _)| service);
+                replies.fail(&status::unknown_method(path, methods::knows_service(service)));
+            }
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        caller: Caller,
+        method: &'static Method,
+        requests: Requests,
+        replies: Replies,
+        deadline: Option<Instant>,
+    ) -> Outcome {
+        match method.lane {
+            Lane::Forward => {
+                let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
+                forward.serve(&caller, method, requests, replies, deadline).await
+            }
+            Lane::Compact => {
+                let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
+                forward.compact(&caller, method, requests, replies, deadline).await
+            }
+            Lane::Watch => watch::serve(&self.hub, &caller, requests, replies).await,
+            Lane::KeepAlive => self.keepalives.serve(&caller, requests, replies).await,
+            Lane::LeaseLeases if self.namespace.is_empty() => {
+                let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
+                forward.serve(&caller, method, requests, replies, deadline).await
+            }
+            Lane::LeaseLeases => {
+                let answer = leases::list(&self.upstream, &self.namespace, &caller, method);
+                calls::answer(answer, requests, replies, deadline).await
+            }
+            Lane::MemberList => self.cluster.member_list(&self.upstream, &caller, method, requests, replies, deadline).await,
+            Lane::HealthCheck => self.health.check(requests, replies).await,
+            Lane::HealthWatch => self.health.watch(requests, replies).await,
+        }
+    }
+}
+
+/// `application/grpc` and its kin, such as `application/grpc+proto`.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// When the caller stops waiting; a header that cannot be read is left to etcd to refuse.
+fn deadline(headers: &HeaderMap) -> Option<Instant> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    };
+    Instant::now().checked_add(timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name.parse().expect("a name"), HeaderValue::from_str(value).expect("a value"))])
+    }
+
+    #[test]
+    fn only_grpc_content_types_are_grpc() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=x", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            assert_eq!(is_grpc(&headers("content-type", value)), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn deadlines_are_read_in_every_unit_and_nonsense_is_none() {
+        let left = |text: &str| deadline(&headers("grpc-timeout", text)).map(|at| at.saturating_duration_since(Instant::now()));
+        assert!(left("5S").expect("five seconds") > Duration::from_secs(4));
+        assert!(left("99999999H").is_some());
+        assert!(left("100m").expect("a tenth of a second") <= Duration::from_millis(100));
+        for text in ["", "S", "5", "5X", "-5S", "999999999S", "5é"] {
+            assert!(left(text).is_none(), "{text}");
+        }
+    }
+}

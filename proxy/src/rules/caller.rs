@@ -1,0 +1,82 @@
+//! Who asks: the first argument of every call that goes to etcd, and part of every key under which work is shared.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// One request's sender: its connection and the metadata that it sent.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub connection: Arc<Connection>,
+    /// The request's metadata as it came, less what belongs to the connection.
+    pub metadata: HeaderMap,
+}
+
+/// One client connection.
+#[derive(Debug)]
+pub struct Connection {
+    pub peer: Option<SocketAddr>,
+    /// A number that stays the same for the connection, so that its calls keep to one member.
+    pub number: u64,
+}
+
+/// What etcd judges a caller by. Two callers with equal credentials and the same wish for a leader are
+/// indistinguishable to etcd, so they may share a watch; no others may.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Credentials {
+    pub token: Option<HeaderValue>,
+    pub authorization: Option<HeaderValue>,
+    pub require_leader: bool,
+}
+
+const TOKEN: HeaderName = HeaderName::from_static("token");
+const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");
+
+/// Headers that speak of one connection or one encoding of a message, and so must not travel on.
+const CONNECTION_HEADERS: [HeaderName; 5] = [
+    http::header::CONTENT_LENGTH,
+    http::header::HOST,
+    http::header::CONNECTION,
+    http::header::TRANSFER_ENCODING,
+    http::header::UPGRADE,
+];
+
+impl Caller {
+    /// The sender of a request that came with these headers.
+    pub fn new(connection: Arc<Connection>, mut metadata: HeaderMap) -> Self {
+        for name in &CONNECTION_HEADERS {
+            metadata.remove(name);
+        }
+        Self { connection, metadata }
+    }
+
+    /// The proxy itself.
+    pub fn proxy() -> Self {
+        Self { connection: Arc::new(Connection { peer: None, number: 0 }), metadata: HeaderMap::new() }
+    }
+
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            token: self.metadata.get(TOKEN).cloned(),
+            authorization: self.metadata.get(http::header::AUTHORIZATION).cloned(),
+            require_leader: self.metadata.get(REQUIRE_LEADER).is_some_and(|value| value == "true"),
+        }
+    }
+}
+
+impl Credentials {
+    /// The metadata that a call made on behalf of these credentials carries.
+    pub fn metadata(&self) -> HeaderMap {
+        let mut metadata = HeaderMap::with_capacity(3);
+        if let Some(token) = &self.token {
+            metadata.insert(TOKEN, token.clone());
+        }
+        if let Some(authorization) = &self.authorization {
+            metadata.insert(http::header::AUTHORIZATION, authorization.clone());
+        }
+        if self.require_leader {
+            metadata.insert(REQUIRE_LEADER, HeaderValue::from_static("true"));
+        }
+        metadata
+    }
+}

@@ -1,0 +1,115 @@
+//! gRPC's framing of messages: a compression flag, four bytes of length, the message.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// The bytes before each message.
+pub const PREFIX_LEN: usize = 5;
+
+/// One message as it stood on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub compressed: bool,
+    pub bytes: Bytes,
+}
+
+/// Why bytes are not a sequence of gRPC messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FramingError {
+    #[error("message of {size} bytes is over the limit of {limit}")]
+    TooLarge { size: usize, limit: usize },
+    #[error("compression flag {0} is neither 0 nor 1")]
+    BadFlag(u8),
+}
+
+/// Cuts a stream of bytes into messages. Holds at most one unfinished message, which is at most `limit` long.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: BytesMut,
+    limit: usize,
+}
+
+impl Decoder {
+    pub fn new(limit: usize) -> Self {
+        Self { buffer: BytesMut::new(), limit }
+    }
+
+    pub fn push(&mut self, data: &Bytes) {
+        self.buffer.extend_from_slice(data);
+    }
+
+    /// The next whole message, if one has arrived.
+    pub fn next(&mut self) -> Result<Option<Message>, FramingError> {
+        let Some((compressed, size)) = parse_prefix(&self.buffer)? else { return Ok(None) };
+        if size > self.limit {
+            return Err(FramingError::TooLarge { size, limit: self.limit });
+        }
+        if self.buffer.len() < PREFIX_LEN + size {
+            // The rest is about to come; one allocation instead of a doubling series.
+            self.buffer.reserve((PREFIX_LEN + size - self.buffer.len()).min(1 << 20));
+            return Ok(None);
+        }
+        self.buffer.advance(PREFIX_LEN);
+        Ok(Some(Message { compressed, bytes: self.buffer.split_to(size).freeze() }))
+    }
+
+    /// Whether the stream could end here without cutting a message short.
+    pub fn is_at_boundary(&self) -> bool {
+        self.buffer.is_empty()
+    }
+}
+
+/// The compression flag and length, once five bytes are there.
+pub fn parse_prefix(bytes: &[u8]) -> Result<Option<(bool, usize)>, FramingError> {
+    let Some(prefix) = bytes.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
+    let compressed = match prefix[0] {
+        0 => false,
+        1 => true,
+        flag => return Err(FramingError::BadFlag(flag)),
+    };
+    Ok(Some((compressed, u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize)))
+}
+
+/// A whole message with its prefix.
+pub fn frame(message: &[u8]) -> Bytes {
+    let mut framed = BytesMut::with_capacity(PREFIX_LEN + message.len());
+    put_frame(&mut framed, message);
+    framed.freeze()
+}
+
+/// Appends a message with its prefix.
+pub fn put_frame(out: &mut BytesMut, message: &[u8]) {
+    out.put_u8(0);
+    out.put_u32(u32::try_from(message.len()).expect("a message is far below 4 GiB: every path to here has a limit"));
+    out.extend_from_slice(message);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_any_cut_of_the_stream() {
+        let mut stream = frame(b"first").to_vec();
+        stream.extend_from_slice(&frame(b""));
+        stream.extend_from_slice(&frame(&[7; 300]));
+        for step in 1..stream.len() {
+            let mut decoder = Decoder::new(1024);
+            let mut messages = Vec::new();
+            for chunk in stream.chunks(step) {
+                decoder.push(&Bytes::copy_from_slice(chunk));
+                while let Some(message) = decoder.next().expect("the frames are good") {
+                    messages.push(message.bytes);
+                }
+            }
+            assert_eq!(messages, [Bytes::from_static(b"first"), Bytes::new(), Bytes::from(vec![7; 300])]);
+            assert!(decoder.is_at_boundary());
+        }
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_refused_before_it_is_held() {
+        let mut decoder = Decoder::new(10);
+        decoder.push(&Bytes::from_static(&[0, 0, 0, 0, 11]));
+        assert_eq!(decoder.next(), Err(FramingError::TooLarge { size: 11, limit: 10 }));
+    }
+}

@@ -1,0 +1,213 @@
+//! The table of etcd's RPCs: one row each, saying all that the proxy needs to know to route it.
+
+use super::namespace::Shape;
+
+/// One RPC of the etcd v3 API (or of gRPC's health service), as the proxy sees it.
+#[derive(Debug)]
+pub struct Method {
+    /// The HTTP/2 `:path`.
+    pub path: &'static str,
+    pub kind: Kind,
+    pub effect: Effect,
+    pub lane: Lane,
+    /// The messages that carry keys, where a namespace is put on and taken off.
+    pub keys: Keys,
+    /// Whether the answer begins with a `ResponseHeader`, whose revision tells how far the caller has seen.
+    pub revision: Revision,
+}
+
+/// How many messages travel each way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Unary,
+    ServerStream,
+    Bidi,
+}
+
+/// Whether sending the request twice can change what etcd holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Read,
+    Write,
+}
+
+/// Who in the proxy serves the RPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Bytes through; keys are rewritten where `keys` says so and a namespace is set.
+    Forward,
+    /// Forwarded, and on success the shared watches forget what was compacted.
+    Compact,
+    Watch,
+    KeepAlive,
+    LeaseLeases,
+    MemberList,
+    HealthCheck,
+    HealthWatch,
+}
+
+/// The messages that carry keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keys {
+    pub request: Option<Shape>,
+    pub response: Option<Shape>,
+}
+
+/// Whether the answer's header shows the store's revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revision {
+    Shown,
+    Absent,
+}
+
+impl Method {
+    /// The service's full name, such as `etcdserverpb.KV`.
+    pub fn service(&self) -> &'static str {
+        self.path[1..].split_once('/').map_or("", |(service, _)| service)
+    }
+
+    /// The method's name, such as `Range`.
+    pub fn name(&self) -> &'static str {
+        self.path[1..].split_once('/').map_or("", |(_, name)| name)
+    }
+
+    /// Whether the call may be sent again after it may have reached etcd.
+    pub fn is_retry_safe(&self) -> bool {
+        self.effect == Effect::Read
+    }
+
+    /// `grpc_type` as the metrics of gRPC servers spell it.
+    pub fn grpc_type(&self) -> &'static str {
+        match self.kind {
+            Kind::Unary => "unary",
+            Kind::ServerStream => "server_stream",
+            Kind::Bidi => "bidi_stream",
+        }
+    }
+
+    /// The row's place in [`METHODS`].
+    pub fn index(&self) -> usize {
+        find_index(self.path).expect("a Method is only ever a row of METHODS")
+    }
+}
+
+/// The row for an HTTP/2 path, if etcd has such an RPC.
+pub fn find(path: &str) -> Option<&'static Method> {
+    find_index(path).map(|index| &METHODS[index])
+}
+
+/// Whether any row belongs to this service (`etcdserverpb.KV`).
+pub fn knows_service(service: &str) -> bool {
+    METHODS.iter().any(|method| method.service() == service)
+}
+
+fn find_index(path: &str) -> Option<usize> {
+    METHODS.binary_search_by(|method| method.path.cmp(path)).ok()
+}
+
+const NONE: Keys = Keys { request: None, response: None };
+
+const fn keys(request: Shape, response: Option<Shape>) -> Keys {
+    Keys { request: Some(request), response }
+}
+
+const fn row(path: &'static str, kind: Kind, effect: Effect, lane: Lane, keys: Keys, revision: Revision) -> Method {
+    Method { path, kind, effect, lane, keys, revision }
+}
+
+use Effect::{Read, Write};
+use Kind::{Bidi, ServerStream, Unary};
+use Lane::{Compact, Forward, HealthCheck, HealthWatch, KeepAlive, LeaseLeases, MemberList, Watch};
+use Revision::{Absent, Shown};
+
+/// Every RPC that etcd serves, sorted by path so that a look-up is a binary search.
+pub static METHODS: [Method; 51] = [
+    row("/etcdserverpb.Auth/AuthDisable", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/AuthEnable", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/AuthStatus", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/Authenticate", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/RoleAdd", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/RoleDelete", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/RoleGet", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/RoleGrantPermission", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/RoleList", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/RoleRevokePermission", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/UserAdd", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/UserChangePassword", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/UserDelete", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/UserGet", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/UserGrantRole", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/UserList", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Auth/UserRevokeRole", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Cluster/MemberAdd", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Cluster/MemberList", Unary, Read, MemberList, NONE, Absent),
+    row("/etcdserverpb.Cluster/MemberPromote", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Cluster/MemberRemove", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Cluster/MemberUpdate", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.KV/Compact", Unary, Write, Compact, NONE, Shown),
+    row("/etcdserverpb.KV/DeleteRange", Unary, Write, Forward, keys(Shape::DeleteRange, Some(Shape::DeleteRangeResponse)), Shown),
+    row("/etcdserverpb.KV/Put", Unary, Write, Forward, keys(Shape::Put, Some(Shape::PutResponse)), Shown),
+    row("/etcdserverpb.KV/Range", Unary, Read, Forward, keys(Shape::Range, Some(Shape::RangeResponse)), Shown),
+    row("/etcdserverpb.KV/RangeStream", ServerStream, Read, Forward, keys(Shape::Range, Some(Shape::RangeStreamResponse)), Absent),
+    row("/etcdserverpb.KV/Txn", Unary, Write, Forward, keys(Shape::Txn, Some(Shape::TxnResponse)), Shown),
+    row("/etcdserverpb.Lease/LeaseGrant", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Lease/LeaseKeepAlive", Bidi, Write, KeepAlive, NONE, Absent),
+    row("/etcdserverpb.Lease/LeaseLeases", Unary, Read, LeaseLeases, NONE, Absent),
+    row("/etcdserverpb.Lease/LeaseRevoke", Unary, Write, Forward, NONE, Shown),
+    row("/etcdserverpb.Lease/LeaseTimeToLive", Unary, Read, Forward, Keys { request: None, response: Some(Shape::LeaseTimeToLiveResponse) }, Absent),
+    row("/etcdserverpb.Maintenance/Alarm", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Maintenance/Defragment", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Maintenance/Downgrade", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Maintenance/Hash", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Maintenance/HashKV", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Maintenance/MoveLeader", Unary, Write, Forward, NONE, Absent),
+    row("/etcdserverpb.Maintenance/Snapshot", ServerStream, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Maintenance/Status", Unary, Read, Forward, NONE, Absent),
+    row("/etcdserverpb.Watch/Watch", Bidi, Read, Watch, NONE, Absent),
+    row("/grpc.health.v1.Health/Check", Unary, Read, HealthCheck, NONE, Absent),
+    row("/grpc.health.v1.Health/Watch", ServerStream, Read, HealthWatch, NONE, Absent),
+    row("/v3electionpb.Election/Campaign", Unary, Write, Forward, keys(Shape::Campaign, Some(Shape::CampaignResponse)), Shown),
+    row("/v3electionpb.Election/Leader", Unary, Read, Forward, keys(Shape::Leader, Some(Shape::LeaderResponse)), Shown),
+    row("/v3electionpb.Election/Observe", ServerStream, Read, Forward, keys(Shape::Leader, Some(Shape::LeaderResponse)), Absent),
+    row("/v3electionpb.Election/Proclaim", Unary, Write, Forward, keys(Shape::Proclaim, None), Shown),
+    row("/v3electionpb.Election/Resign", Unary, Write, Forward, keys(Shape::Resign, None), Shown),
+    row("/v3lockpb.Lock/Lock", Unary, Write, Forward, keys(Shape::Lock, Some(Shape::LockResponse)), Shown),
+    row("/v3lockpb.Lock/Unlock", Unary, Write, Forward, keys(Shape::Unlock, None), Shown),
+];
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_sorted_and_found_by_their_path() {
+        for (index, method) in METHODS.iter().enumerate() {
+            assert_eq!(find_index(method.path), Some(index), "{} is out of order", method.path);
+        }
+        assert!(find("/etcdserverpb.KV/Nothing").is_none());
+    }
+
+    #[test]
+    fn every_rpc_of_etcd_has_a_row() {
+        let descriptors = prost_types::FileDescriptorSet::decode(etcd_proxy_proto::FILE_DESCRIPTOR_SET).expect("the committed descriptors decode");
+        let mut missing = Vec::new();
+        for file in &descriptors.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let kind = match (method.client_streaming(), method.server_streaming()) {
+                        (false, false) => Kind::Unary,
+                        (false, true) => Kind::ServerStream,
+                        _ => Kind::Bidi,
+                    };
+                    if find(&path).is_none_or(|row| row.kind != kind) {
+                        missing.push(path);
+                    }
+                }
+            }
+        }
+        assert!(missing.is_empty(), "rows missing or of another kind: {missing:?}");
+    }
+}

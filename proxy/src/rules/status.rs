@@ -1,0 +1,117 @@
+//! etcd's codes and exact words: the only maker of an error that a client sees.
+//!
+//! etcd's clients match on the text of an error, so the text is part of the API.
+
+pub use tonic::{Code, Status};
+
+/// A request that is not the message that the RPC takes.
+pub fn malformed(what: impl std::fmt::Display) -> Status {
+    Status::internal(format!("grpc: error unmarshalling request: {what}"))
+}
+
+/// A message beyond the limit, in grpc-go's words.
+pub fn message_too_large(size: usize, limit: usize) -> Status {
+    Status::resource_exhausted(format!("grpc: received message larger than max ({size} vs. {limit})"))
+}
+
+/// A message compressed in a way that nobody here can read, in grpc-go's words.
+pub fn compressed(encoding: &str) -> Status {
+    Status::unimplemented(format!("grpc: Decompressor is not installed for grpc-encoding \"{encoding}\""))
+}
+
+/// A unary RPC whose request stream ended before its message, in grpc-go's words.
+pub fn request_cut_short() -> Status {
+    Status::internal("unexpected EOF")
+}
+
+/// A unary RPC with a second message, in grpc-go's words.
+pub fn more_than_one_request() -> Status {
+    Status::internal("cardinality violation: received multiple request messages for unary RPC")
+}
+
+/// A message marked as compressed though nothing says how, in grpc-go's words.
+pub fn compressed_without_encoding() -> Status {
+    Status::internal("grpc: compressed flag set with identity or empty encoding")
+}
+
+/// The client's stream broke while its request was read.
+pub fn client_gone(detail: impl std::fmt::Display) -> Status {
+    Status::cancelled(format!("context canceled: {detail}"))
+}
+
+/// A health check of a service by name, in grpc-go's words.
+pub fn unknown_health_service() -> Status {
+    Status::not_found("unknown service")
+}
+
+/// A method of a service that etcd does not have.
+pub fn unknown_method(path: &str, service_is_known: bool) -> Status {
+    let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
+    if service_is_known {
+        Status::unimplemented(format!("unknown method {method} for service {service}"))
+    } else {
+        Status::unimplemented(format!("unknown service {service}"))
+    }
+}
+
+/// No endpoint could be reached; `last` is what the last of them said.
+pub fn unreachable(last: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("connection error: desc = \"transport: Error while dialing: {last}\""))
+}
+
+/// There is no endpoint at all to try.
+pub fn no_endpoints() -> Status {
+    Status::unavailable("etcdclient: no available endpoints")
+}
+
+/// The connection to etcd broke after the request may have reached it.
+pub fn broken(detail: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("error reading from server: {detail}"))
+}
+
+/// The caller's deadline passed.
+pub fn deadline_exceeded() -> Status {
+    Status::deadline_exceeded("context deadline exceeded")
+}
+
+/// The proxy is going away and the client should go to another.
+pub fn draining() -> Status {
+    Status::unavailable("etcdserver: server stopped")
+}
+
+/// No member that can be reached has a leader.
+pub fn no_leader() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}
+
+/// The client ended a watch stream.
+pub fn watch_canceled() -> Status {
+    Status::cancelled("etcdserver: watch canceled")
+}
+
+/// etcd sent a key from outside the namespace; the answer is withheld.
+pub fn outside_namespace() -> Status {
+    Status::internal("etcdserver: answer withheld, it holds a key outside the namespace")
+}
+
+/// etcd's answer could not be read.
+pub fn unreadable_answer(what: impl std::fmt::Display) -> Status {
+    Status::internal(format!("grpc: failed to unmarshal the received message: {what}"))
+}
+
+/// What etcd answers, as the reason of a cancelled watch, for a revision that is compacted or negative.
+pub const COMPACTED_REASON: &str = "etcdserver: mvcc: required revision has been compacted";
+/// The reason for a watch on a range whose end is not after its start.
+pub const EMPTY_WATCHER_RANGE_REASON: &str = "mvcc: watcher range is empty";
+/// The reason for a second watch under an id that is taken.
+pub const DUPLICATE_WATCH_ID_REASON: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+/// The reasons that tell a client to authenticate again.
+pub const REAUTHENTICATE_REASONS: [&str; 2] =
+    ["etcdserver: invalid auth token", "etcdserver: revision of auth store is old"];
+
+/// Whether a status says that this member cannot serve now though another may.
+pub fn is_member_trouble(code: Code, message: &str) -> bool {
+    code == Code::Unavailable
+        && matches!(message, "etcdserver: no leader" | "etcdserver: rpc not supported for learner" | "etcdserver: server stopped")
+}
+

@@ -1,0 +1,8 @@
+//! The RPCs that the proxy understands, and the one way by which all others pass.
+
+pub mod calls;
+pub mod cluster;
+pub mod health;
+pub mod keepalive;
+pub mod leases;
+pub mod watch;

@@ -1,0 +1,350 @@
+//! Calls that pass with at most their keys changed: all of KV, Lock and Election, and whatever needs no understanding.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use etcd_proxy_proto::etcdserverpb::CompactionRequest;
+use http::HeaderMap;
+use prost::Message as _;
+
+use super::watch::hub::Hub;
+use crate::{
+    exchange::{Outcome, Replies, Requests, send_all, until},
+    rules::{
+        caller::Caller,
+        framing::{self, Decoder},
+        methods::{Kind, Method, Revision},
+        namespace::{Namespace, Shape},
+        status::{self, Code, Status},
+        wire,
+    },
+    upstream::{Answer, Upstream, code_of},
+};
+
+/// What forwarding needs: where to, under which prefix, and who wants to know the revisions that clients see.
+pub struct Forward<'a> {
+    pub upstream: &'a Upstream,
+    pub namespace: &'a Namespace,
+    pub hub: &'a Hub,
+}
+
+impl Forward<'_> {
+    /// Takes the request, sends it on, and hands the answer down as it comes.
+    pub async fn serve(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        mut requests: Requests,
+        mut replies: Replies,
+        deadline: Option<Instant>,
+    ) -> Outcome {
+        let answer = tokio::select! {
+            biased;
+            answer = until(deadline, self.send(caller, method, &mut requests)) => answer,
+            gone = replies.gone() => return Err(gone),
+        };
+        match answer {
+            Ok(answer) => self.hand_down(answer, method, replies).await,
+            Err(status) => Ok(fail(replies, &status)),
+        }
+    }
+
+    /// A compaction is forwarded, and then no shared watch may show what it removed.
+    pub async fn compact(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        mut requests: Requests,
+        mut replies: Replies,
+        deadline: Option<Instant>,
+    ) -> Outcome {
+        let exchange = async {
+            let body = requests.collect().await?;
+            let revision = requests.unframe(&body).ok().and_then(|message| CompactionRequest::decode(message).ok());
+            Ok((self.upstream.call(caller, method, body).await?, revision.map_or(0, |request| request.revision)))
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = until(deadline, exchange) => answer,
+            gone = replies.gone() => return Err(gone),
+        };
+        match answer {
+            Ok((answer, revision)) => {
+                let outcome = self.hand_down(answer, method, replies).await;
+                if matches!(outcome, Ok(Code::Ok)) {
+                    self.hub.compacted(revision);
+                }
+                outcome
+            }
+            Err(status) => Ok(fail(replies, &status)),
+        }
+    }
+
+    async fn send(&self, caller: &Caller, method: &'static Method, requests: &mut Requests) -> Result<Answer, Status> {
+        let mut body = requests.collect().await?;
+        if let Some(shape) = self.under_namespace(method.keys.request) {
+            let message = requests.unframe(&body)?;
+            let prefixed = self.namespace.request(shape, message).map_err(status::malformed)?;
+            body = framing::frame(&prefixed);
+        }
+        self.upstream.call(caller, method, body).await
+    }
+
+    /// The shape whose keys must be rewritten, if there is a namespace at all.
+    fn under_namespace(&self, shape: Option<Shape>) -> Option<Shape> {
+        shape.filter(|_| !self.namespace.is_empty())
+    }
+
+    async fn hand_down(&self, mut answer: Answer, method: &'static Method, mut replies: Replies) -> Outcome {
+        if let Some(code) = answer.code() {
+            replies.finish(answer.headers);
+            return Ok(code);
+        }
+        let shape = self.under_namespace(method.keys.response);
+        if shape.is_some() && method.kind == Kind::Unary {
+            return self.hand_down_stripped(answer, shape, replies).await;
+        }
+        replies.begin(std::mem::take(&mut answer.headers))?;
+        let mut size_check = SizeCheck::new(self.upstream.limits().max_answer);
+        let mut strip = shape.map(|shape| Strip { namespace: self.namespace, shape, decoder: Decoder::new(self.upstream.limits().max_answer) });
+        let mut wants_revision = method.revision == Revision::Shown;
+        loop {
+            let data = tokio::select! {
+                biased;
+                data = answer.body.data() => data,
+                gone = replies.gone() => return Err(gone),
+            };
+            let data = match data {
+                Some(Ok(data)) => data,
+                Some(Err(status)) => return Ok(fail(replies, &status)),
+                None => break,
+            };
+            if let Err(status) = size_check.pass(&data) {
+                return Ok(fail(replies, &status));
+            }
+            if std::mem::take(&mut wants_revision) {
+                self.note_revision(data.get(framing::PREFIX_LEN..).unwrap_or_default());
+            }
+            let data = match &mut strip {
+                None => data,
+                Some(strip) => match strip.pass(&data) {
+                    Ok(stripped) => stripped,
+                    Err(status) => return Ok(fail(replies, &status)),
+                },
+            };
+            replies.data(data).await?;
+        }
+        Ok(finish(answer, replies).await)
+    }
+
+    async fn hand_down_stripped(&self, answer: Answer, shape: Option<Shape>, mut replies: Replies) -> Outcome {
+        let collected = tokio::select! {
+            biased;
+            collected = answer.collect(self.upstream.limits().max_answer) => collected,
+            gone = replies.gone() => return Err(gone),
+        };
+        let collected = match collected {
+            Ok(collected) => collected,
+            Err(status) => return Ok(fail(replies, &status)),
+        };
+        let code = collected.code();
+        if let (Some(message), Some(shape)) = (collected.message, shape) {
+            self.note_revision(&message);
+            let stripped = match self.namespace.response(shape, message) {
+                Ok(stripped) => stripped,
+                Err(broken) => {
+                    tracing::error!(?broken, "withheld an answer of etcd that does not keep to the namespace");
+                    return Ok(fail(replies, &status::outside_namespace()));
+                }
+            };
+            replies.begin(collected.headers)?;
+            replies.data(framing::frame(&stripped)).await?;
+        }
+        replies.finish(collected.trailers);
+        Ok(code)
+    }
+
+    /// Remembers the newest revision that any client has seen: a watch from "now" begins after it.
+    fn note_revision(&self, message: &[u8]) {
+        if let Some(revision) = wire::header_revision(message) {
+            self.hub.saw(revision);
+        }
+    }
+}
+
+/// Forwards an RPC that nobody here knows, both ways as bytes.
+pub async fn forward_unknown(upstream: &Upstream, caller: &Caller, path: &str, mut requests: Requests, mut replies: Replies) -> Outcome {
+    let duplex = tokio::select! {
+        biased;
+        duplex = upstream.open(caller, path, &[]) => duplex,
+        gone = replies.gone() => return Err(gone),
+    };
+    let duplex = match duplex {
+        Ok(duplex) => duplex,
+        Err(status) => return Ok(fail(replies, &status)),
+    };
+    let (mut send, answer) = duplex.split();
+    let upward = async {
+        while let Some(Ok(data)) = requests.data().await {
+            if send_all(&mut send, data).await.is_err() {
+                return;
+            }
+        }
+        // An error means that etcd has ended the call already, which the answer tells.
+        let _ = send.send_data(Bytes::new(), true);
+    };
+    let downward = async {
+        match answer.await {
+            Ok(answer) => pass(answer, replies).await,
+            Err(status) => Ok(fail(replies, &status)),
+        }
+    };
+    tokio::pin!(downward);
+    tokio::select! {
+        biased;
+        outcome = &mut downward => outcome,
+        () = upward => downward.await,
+    }
+}
+
+/// Hands an answer down as it comes.
+pub async fn pass(mut answer: Answer, mut replies: Replies) -> Outcome {
+    if let Some(code) = answer.code() {
+        replies.finish(answer.headers);
+        return Ok(code);
+    }
+    replies.begin(std::mem::take(&mut answer.headers))?;
+    loop {
+        let data = tokio::select! {
+            biased;
+            data = answer.body.data() => data,
+            gone = replies.gone() => return Err(gone),
+        };
+        match data {
+            Some(Ok(data)) => replies.data(data).await?,
+            Some(Err(status)) => return Ok(fail(replies, &status)),
+            None => return Ok(finish(answer, replies).await),
+        }
+    }
+}
+
+/// Serves a unary call whose answer is made here.
+pub async fn answer(
+    answer: impl Future<Output = Result<(HeaderMap, Bytes), Status>>,
+    mut requests: Requests,
+    mut replies: Replies,
+    deadline: Option<Instant>,
+) -> Outcome {
+    let work = async {
+        requests.collect().await?;
+        answer.await
+    };
+    let answered = tokio::select! {
+        biased;
+        answered = until(deadline, work) => answered,
+        gone = replies.gone() => return Err(gone),
+    };
+    match answered {
+        Ok((headers, message)) => {
+            replies.begin(headers)?;
+            replies.data(framing::frame(&message)).await?;
+            replies.succeed();
+            Ok(Code::Ok)
+        }
+        Err(status) => Ok(fail(replies, &status)),
+    }
+}
+
+/// Ends an exchange with a status of ours, and says which.
+pub fn fail(replies: Replies, status: &Status) -> Code {
+    replies.fail(status);
+    status.code()
+}
+
+async fn finish(mut answer: Answer, replies: Replies) -> Code {
+    match answer.body.trailers().await {
+        Ok(Some(trailers)) => {
+            let code = code_of(&trailers).unwrap_or(Code::Unknown);
+            replies.finish(trailers);
+            code
+        }
+        Ok(None) => fail(replies, &status::broken("server closed the stream without sending trailers")),
+        Err(status) => fail(replies, &status),
+    }
+}
+
+/// Takes the namespace off each message of a stream.
+struct Strip<'a> {
+    namespace: &'a Namespace,
+    shape: Shape,
+    decoder: Decoder,
+}
+
+impl Strip<'_> {
+    fn pass(&mut self, data: &Bytes) -> Result<Bytes, Status> {
+        self.decoder.push(data);
+        let mut out = BytesMut::new();
+        while let Some(message) = self.decoder.next().map_err(status::unreadable_answer)? {
+            let stripped = self.namespace.response(self.shape, message.bytes).map_err(|broken| {
+                tracing::error!(?broken, "withheld an answer of etcd that does not keep to the namespace");
+                status::outside_namespace()
+            })?;
+            framing::put_frame(&mut out, &stripped);
+        }
+        Ok(out.freeze())
+    }
+}
+
+/// Holds passing messages to the limit without holding the messages.
+struct SizeCheck {
+    limit: usize,
+    /// What is left of the message that is passing.
+    left: usize,
+    prefix: Vec<u8>,
+}
+
+impl SizeCheck {
+    fn new(limit: usize) -> Self {
+        Self { limit, left: 0, prefix: Vec::with_capacity(framing::PREFIX_LEN) }
+    }
+
+    fn pass(&mut self, mut data: &[u8]) -> Result<(), Status> {
+        while !data.is_empty() {
+            if self.left > 0 {
+                let passed = self.left.min(data.len());
+                self.left -= passed;
+                data = &data[passed..];
+                continue;
+            }
+            let wanted = (framing::PREFIX_LEN - self.prefix.len()).min(data.len());
+            self.prefix.extend_from_slice(&data[..wanted]);
+            data = &data[wanted..];
+            if let Some((_, size)) = framing::parse_prefix(&self.prefix).map_err(status::unreadable_answer)? {
+                if size > self.limit {
+                    return Err(status::message_too_large(size, self.limit));
+                }
+                self.left = size;
+                self.prefix.clear();
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_checked_across_any_cut() {
+        let mut stream = framing::frame(&[1; 40]).to_vec();
+        stream.extend_from_slice(&framing::frame(&[2; 41]));
+        for step in 1..stream.len() {
+            let mut check = SizeCheck::new(40);
+            let results: Vec<_> = stream.chunks(step).map(|chunk| check.pass(chunk).map_err(|status| status.code())).collect();
+            assert!(results.contains(&Err(Code::ResourceExhausted)), "cut into {step}");
+            let mut check = SizeCheck::new(41);
+            assert!(stream.chunks(step).all(|chunk| check.pass(chunk).is_ok()), "cut into {step}");
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The way to etcd: call a method and get its answer from whichever member can give it.
+//!
+//! Only this room knows that there is more than one endpoint. A call goes to the caller's own member while that
+//! serves; it goes on to another when nothing of it was sent, or when sending it twice changes nothing.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use h2::{
+    RecvStream, SendStream,
+    client::ResponseFuture,
+};
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request};
+
+use crate::{
+    metrics::{Metrics, Upstream as UpstreamMetrics},
+    rules::{
+        caller::Caller,
+        framing,
+        methods::Method,
+        status::{self, Code, Status},
+    },
+};
+
+pub mod channel;
+pub mod endpoint;
+pub mod endpoints;
+pub mod health;
+mod tonic_service;
+
+use channel::{Channels, DialError, Place};
+use endpoint::{Endpoint, Security, State};
+use endpoints::Endpoints;
+
+/// What the rest of the proxy holds to reach etcd. Each shard has its own, over the same endpoints.
+#[derive(Clone)]
+pub struct Upstream {
+    endpoints: Arc<Endpoints>,
+    channels: Channels,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+}
+
+/// Limits on messages, in bytes without gRPC's five bytes of framing.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest request that is sent to etcd.
+    pub max_request: usize,
+    /// The largest answer that is taken from etcd.
+    pub max_answer: usize,
+}
+
+/// An answer whose headers are here and whose messages are on their way.
+pub struct Answer {
+    pub endpoint: Arc<Endpoint>,
+    pub headers: HeaderMap,
+    pub body: Body,
+}
+
+/// The messages of an answer and then its trailers. Dropped early, it tells etcd to stop.
+pub struct Body {
+    stream: RecvStream,
+    _place: Place,
+}
+
+/// The one message of a unary answer.
+pub struct Collected {
+    pub headers: HeaderMap,
+    /// Without framing; `None` when the call failed.
+    pub message: Option<Bytes>,
+    pub trailers: HeaderMap,
+}
+
+/// A call whose request is still being written.
+pub struct Duplex {
+    pub endpoint: Arc<Endpoint>,
+    pub send: SendStream<Bytes>,
+    response: ResponseFuture,
+    place: Place,
+}
+
+/// How an attempt failed.
+enum Failure {
+    /// No byte of the request reached etcd.
+    Unsent(String),
+    /// The request may have been carried out.
+    Broken(String),
+}
+
+impl Upstream {
+    pub fn new(endpoints: Arc<Endpoints>, channel: Arc<channel::Config>, limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self { endpoints, channels: Channels::new(channel), limits, metrics }
+    }
+
+    /// The same endpoints with connections of its own, for another thread.
+    pub fn for_shard(&self, channel: Arc<channel::Config>) -> Self {
+        Self { channels: Channels::new(channel), ..self.clone() }
+    }
+
+    pub fn endpoints(&self) -> &Arc<Endpoints> {
+        &self.endpoints
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Sends a request that is complete (`body` is one framed message) and waits for the answer's headers.
+    pub async fn call(&self, caller: &Caller, method: &'static Method, body: Bytes) -> Result<Answer, Status> {
+        let mut tried = Vec::new();
+        let mut last = None;
+        while let Some(endpoint) = self.endpoints.pick(caller.connection.number, &tried) {
+            tried.push(endpoint.clone());
+            let started = Instant::now();
+            let mut outcome = self.attempt(caller, method.path, &endpoint, body.clone()).await;
+            if matches!(outcome, Err(Failure::Unsent(_))) && endpoint.state() != State::Unreachable {
+                // The pooled connection had ended; a fresh one to the same member is worth one try.
+                outcome = self.attempt(caller, method.path, &endpoint, body.clone()).await;
+            }
+            match outcome {
+                Ok(answer) => {
+                    let code = answer.code();
+                    self.metrics.upstream_answered(&endpoint.name, method, code.unwrap_or(Code::Ok), started.elapsed());
+                    if code == Some(Code::Unavailable) && self.should_go_elsewhere(&answer, method, caller, &tried) {
+                        continue;
+                    }
+                    return Ok(answer);
+                }
+                Err(Failure::Unsent(reason)) => {
+                    self.metrics.upstream_failed(&endpoint.name, method, UpstreamMetrics::Unsent);
+                    last = Some(status::unreachable(reason));
+                }
+                Err(Failure::Broken(reason)) => {
+                    self.metrics.upstream_failed(&endpoint.name, method, UpstreamMetrics::Broken);
+                    last = Some(status::broken(reason));
+                    if !method.is_retry_safe() {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(status::no_endpoints))
+    }
+
+    /// A call to one endpoint only, for those who ask about that endpoint.
+    pub async fn call_endpoint(&self, endpoint: &Arc<Endpoint>, caller: &Caller, path: &str, body: Bytes) -> Result<Answer, Status> {
+        self.attempt(caller, path, endpoint, body).await.map_err(|failure| match failure {
+            Failure::Unsent(reason) => status::unreachable(reason),
+            Failure::Broken(reason) => status::broken(reason),
+        })
+    }
+
+    /// Begins a call whose request is written bit by bit; goes on to another endpoint while nothing was sent.
+    /// `avoid` are endpoints that failed this caller just now.
+    pub async fn open(&self, caller: &Caller, path: &str, avoid: &[Arc<Endpoint>]) -> Result<Duplex, Status> {
+        let mut tried = avoid.to_vec();
+        let mut last = None;
+        loop {
+            let Some(endpoint) = self.endpoints.pick(caller.connection.number, &tried) else {
+                return Err(last.unwrap_or_else(status::no_endpoints));
+            };
+            for _ in 0..2 {
+                match self.begin(caller, path, &endpoint).await {
+                    Ok((response, send, place)) => return Ok(Duplex { endpoint, send, response, place }),
+                    Err(Failure::Unsent(reason) | Failure::Broken(reason)) => last = Some(status::unreachable(reason)),
+                }
+                if endpoint.state() == State::Unreachable {
+                    break;
+                }
+            }
+            tried.push(endpoint);
+        }
+    }
+
+    /// Whether an `Unavailable` answer is one member's trouble that another may not share.
+    fn should_go_elsewhere(&self, answer: &Answer, method: &Method, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
+        let message = answer.headers.get("grpc-message").map_or("", |value| value.to_str().unwrap_or(""));
+        if !method.is_retry_safe() || !status::is_member_trouble(Code::Unavailable, message) {
+            return false;
+        }
+        self.endpoints.pick(caller.connection.number, tried).is_some_and(|other| other.state().is_usable())
+    }
+
+    async fn attempt(&self, caller: &Caller, path: &str, endpoint: &Arc<Endpoint>, body: Bytes) -> Result<Answer, Failure> {
+        let (response, mut send, place) = self.begin(caller, path, endpoint).await?;
+        // The request is held whole already, so letting h2 queue it costs nothing more.
+        send.send_data(body, true).map_err(|error| classify(&error))?;
+        let response = response.await.map_err(|error| classify(&error))?;
+        let (parts, stream) = response.into_parts();
+        Ok(Answer { endpoint: endpoint.clone(), headers: parts.headers, body: Body { stream, _place: place } }.checked(parts.status))
+    }
+
+    async fn begin(
+        &self,
+        caller: &Caller,
+        path: &str,
+        endpoint: &Arc<Endpoint>,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>, Place), Failure> {
+        let unsent = |error: &dyn std::fmt::Display| Failure::Unsent(error.to_string());
+        let (link, place) = self.channels.get(endpoint).await.map_err(|error: Arc<DialError>| unsent(&error))?;
+        let mut send_request = link.ready().await.map_err(|error| unsent(&error))?;
+        let request = request(caller, path, endpoint).map_err(|error| unsent(&error))?;
+        let (response, send) = send_request.send_request(request, false).map_err(|error| unsent(&error))?;
+        Ok((response, send, place))
+    }
+}
+
+/// The request head: the caller's metadata under the endpoint's authority.
+fn request(caller: &Caller, path: &str, endpoint: &Endpoint) -> Result<Request<()>, http::Error> {
+    let scheme = if endpoint.security == Security::Always { "https" } else { "http" };
+    let uri = http::Uri::builder().scheme(scheme).authority(endpoint.authority()).path_and_query(path).build()?;
+    let mut request = Request::new(());
+    *request.method_mut() = HttpMethod::POST;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = caller.metadata.clone();
+    let headers = request.headers_mut();
+    headers.entry(http::header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
+    headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    Ok(request)
+}
+
+/// GOAWAY for a stream that was not begun, and REFUSED_STREAM, mean that nothing was done.
+fn classify(error: &h2::Error) -> Failure {
+    let refused = error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    if refused || (error.is_remote() && error.is_go_away()) {
+        Failure::Unsent(error.to_string())
+    } else {
+        Failure::Broken(error.to_string())
+    }
+}
+
+impl Answer {
+    /// A proxy or load balancer before etcd may answer with an HTTP error that is no gRPC answer at all.
+    fn checked(mut self, http_status: http::StatusCode) -> Self {
+        if !http_status.is_success() && !self.headers.contains_key("grpc-status") {
+            let status = Status::unavailable(format!("unexpected HTTP status code received from server: {http_status}"));
+            self.headers = HeaderMap::new();
+            self.headers.insert("grpc-status", HeaderValue::from(status.code() as i32));
+            if let Ok(message) = HeaderValue::from_str(status.message()) {
+                self.headers.insert("grpc-message", message);
+            }
+        }
+        self
+    }
+
+    /// The status, if the answer has no messages and its headers are its trailers.
+    pub fn code(&self) -> Option<Code> {
+        code_of(&self.headers)
+    }
+
+    /// Waits for the one message of a unary answer.
+    pub async fn collect(mut self, limit: usize) -> Result<Collected, Status> {
+        if self.code().is_some() {
+            return Ok(Collected { headers: HeaderMap::new(), message: None, trailers: self.headers });
+        }
+        let mut whole: Option<Bytes> = None;
+        let mut joined = BytesMut::new();
+        while let Some(data) = self.body.data().await {
+            let data = data?;
+            let held = joined.len() + whole.as_ref().map_or(0, Bytes::len);
+            if held + data.len() > limit.saturating_add(framing::PREFIX_LEN) {
+                return Err(status::message_too_large(held + data.len(), limit));
+            }
+            match whole.take() {
+                None if joined.is_empty() => whole = Some(data),
+                first => {
+                    joined.extend_from_slice(first.as_deref().unwrap_or_default());
+                    joined.extend_from_slice(&data);
+                }
+            }
+        }
+        let trailers = self.body.trailers().await?.unwrap_or_default();
+        let body = whole.unwrap_or_else(|| joined.freeze());
+        let message = unframe_one(body)?;
+        Ok(Collected { headers: self.headers, message, trailers })
+    }
+}
+
+impl Collected {
+    pub fn code(&self) -> Code {
+        code_of(&self.trailers).unwrap_or(Code::Unknown)
+    }
+
+    /// The message, or the status with which the call failed.
+    pub fn into_message(self) -> Result<Bytes, Status> {
+        match (self.code(), self.message) {
+            (Code::Ok, Some(message)) => Ok(message),
+            (Code::Ok, None) => Err(status::unreadable_answer("no message")),
+            _ => Err(Status::from_header_map(&self.trailers).unwrap_or_else(|| Status::unknown("no status in the answer"))),
+        }
+    }
+}
+
+/// The status code that trailers carry.
+pub fn code_of(trailers: &HeaderMap) -> Option<Code> {
+    trailers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+fn unframe_one(body: Bytes) -> Result<Option<Bytes>, Status> {
+    match framing::parse_prefix(&body) {
+        Ok(None) if body.is_empty() => Ok(None),
+        Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => Ok(Some(body.slice(framing::PREFIX_LEN..))),
+        Ok(Some((true, _))) => Err(status::unreadable_answer("it is compressed, which was not asked for")),
+        Ok(_) => Err(status::unreadable_answer("it is not one whole message")),
+        Err(error) => Err(status::unreadable_answer(error)),
+    }
+}
+
+impl Body {
+    /// The next piece of the answer; etcd may send more as soon as it is taken.
+    pub async fn data(&mut self) -> Option<Result<Bytes, Status>> {
+        std::future::poll_fn(|context| self.poll_data(context)).await
+    }
+
+    pub fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        self.stream.poll_data(context).map(|data| {
+            data.map(|data| {
+                let data = data.map_err(|error| status::broken(error))?;
+                // It fails only for a stream that is gone, which the next poll reports.
+                let _ = self.stream.flow_control().release_capacity(data.len());
+                Ok(data)
+            })
+        })
+    }
+
+    pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, Status> {
+        std::future::poll_fn(|context| self.poll_trailers(context)).await
+    }
+
+    pub fn poll_trailers(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, Status>> {
+        self.stream.poll_trailers(context).map_err(|error| status::broken(error))
+    }
+
+    pub fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+}
+
+impl Duplex {
+    /// Splits the call into the end to write to and the answer to wait for.
+    pub fn split(self) -> (SendStream<Bytes>, impl Future<Output = Result<Answer, Status>> + Send) {
+        let Self { endpoint, send, response, place } = self;
+        let answer = async move {
+            let response = response.await.map_err(|error| status::broken(error))?;
+            let (parts, stream) = response.into_parts();
+            Ok(Answer { endpoint, headers: parts.headers, body: Body { stream, _place: place } }.checked(parts.status))
+        };
+        (send, answer)
+    }
+}
+
+/// The longest that a call of the proxy's own may take.
+pub const OWN_CALL_TIMEOUT: Duration = Duration::from_secs(5);
