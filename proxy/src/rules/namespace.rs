@@ -157,11 +157,6 @@ impl Namespace {
         self.strip_key(key).is_some()
     }
 
-    /// The range end that etcd shall get for a non-empty one of the client's, in two parts.
-    fn prefix_end_parts<'a>(&'a self, range_end: &'a [u8]) -> (&'a [u8], &'a [u8]) {
-        if range_end == NUL { (&self.end, &[]) } else { (&self.prefix, range_end) }
-    }
-
     /// Decides how to strip an encoded `mvccpb.KeyValue`.
     pub(super) fn edit_key_value<'a>(&self, body: &'a [u8]) -> Result<KeyValueEdit<'a>, Broken> {
         let mut key_field = 0..0;

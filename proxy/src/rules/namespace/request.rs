@@ -5,6 +5,7 @@
 use bytes::{BufMut, Bytes};
 
 use super::{MAX_DEPTH, Namespace, Shape, put_message};
+use crate::rules::keys::NUL;
 use crate::rules::wire::{self, Malformed, Value};
 
 /// Messages that hold keys or hold such messages.
@@ -227,7 +228,7 @@ impl<'a> KeysEdit<'a> {
         if !self.key.is_empty() {
             len += wire::bytes_field_len(self.key_number, self.namespace.prefix.len() + self.key.len());
         }
-        if let Some((number, (head, tail))) = self.prefixed_end() {
+        if let Some((number, head, tail)) = self.prefixed_end() {
             len += wire::bytes_field_len(number, head.len() + tail.len());
         }
         len
@@ -240,7 +241,7 @@ impl<'a> KeysEdit<'a> {
             out.put_slice(prefix);
             out.put_slice(self.key);
         }
-        if let Some((number, (head, tail))) = self.prefixed_end() {
+        if let Some((number, head, tail)) = self.prefixed_end() {
             wire::put_bytes_header(out, number, head.len() + tail.len());
             out.put_slice(head);
             out.put_slice(tail);
@@ -251,9 +252,13 @@ impl<'a> KeysEdit<'a> {
         }
     }
 
-    fn prefixed_end(&self) -> Option<(u32, (&[u8], &[u8]))> {
+    /// Its field number, and the range end that etcd shall get in two parts.
+    fn prefixed_end(&self) -> Option<(u32, &[u8], &[u8])> {
         let number = self.range_end_number.filter(|_| !self.range_end.is_empty())?;
-        Some((number, self.namespace.prefix_end_parts(self.range_end)))
+        match self.range_end {
+            NUL => Some((number, &self.namespace.end, &[])),
+            range_end => Some((number, &self.namespace.prefix, range_end)),
+        }
     }
 
     #[cold]
