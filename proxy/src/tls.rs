@@ -18,6 +18,7 @@ pub mod ciphers;
 pub mod client;
 mod crl;
 mod error;
+pub mod explain;
 mod files;
 pub mod identity;
 mod reload;
@@ -28,6 +29,7 @@ pub mod versions;
 
 pub use client::ClientTls;
 pub use error::Error;
+pub use explain::{Peer, explain};
 pub use identity::{PeerIdentity, peer_identity};
 pub use reload::ReloadOutcome;
 pub use server::ServerTls;

@@ -56,12 +56,10 @@ impl ClientTls {
             revoked: None,
             require_empty_common_name: !config.allow_non_empty_cn,
         };
-        let trust = match (config.insecure_skip_verify, &sources.authorities) {
-            (true, _) => Trust::Anyone,
-            (false, Some(_)) => Trust::File,
-            (false, None) => Trust::System(Arc::new(files::system_authorities())),
-        };
-        let reloading = Reloading::load("etcd", sources, move |material| assemble(material, &trust))?;
+        let needs_system = sources.authorities.is_none() && !config.insecure_skip_verify;
+        let system = Arc::new(if needs_system { files::system_authorities() } else { Authorities::new(Vec::new()) });
+        let skip_verify = config.insecure_skip_verify;
+        let reloading = Reloading::load("etcd", sources, move |material| assemble(material, &system, skip_verify))?;
         Ok(ClientTls { reloading: Arc::new(reloading), server_name: server_name.map(Arc::from) })
     }
 
@@ -91,17 +89,11 @@ impl ClientTls {
     }
 }
 
-enum Trust {
-    Anyone,
-    File,
-    System(Arc<Authorities>),
-}
-
-fn assemble(material: &Material, trust: &Trust) -> Result<ClientConfig, Error> {
-    let verifier = match trust {
-        Trust::Anyone => ServerVerifier::accepting_anyone(),
-        Trust::File => ServerVerifier::trusting(material.authorities.clone().ok_or(Error::NoPair)?),
-        Trust::System(authorities) => ServerVerifier::trusting(authorities.clone()),
+fn assemble(material: &Material, system: &Arc<Authorities>, skip_verify: bool) -> Result<ClientConfig, Error> {
+    let verifier = if skip_verify {
+        ServerVerifier::accepting_anyone()
+    } else {
+        ServerVerifier::trusting(material.authorities.clone().unwrap_or_else(|| system.clone()))
     };
     let builder = ClientConfig::builder_with_provider(super::provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
@@ -125,7 +117,8 @@ fn parse_server_name(host: &str) -> Result<ServerName<'static>, Error> {
         None if host.parse::<IpAddr>().is_ok() => host,
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    let bare = bare.trim_end_matches('.');
+    // Neither the zone of an address nor the last dot of a full name stands in certificates.
+    let bare = bare.split('%').next().unwrap_or(bare).trim_end_matches('.');
     ServerName::try_from(bare.to_string()).map_err(|_| refuse())
 }
 
@@ -147,6 +140,7 @@ mod tests {
         check("[::1]:2379", Some("::1"));
         check("[::1]", Some("::1"));
         check("::1", Some("::1"));
+        check("[fe80::1%eth0]:2379", Some("fe80::1"));
         check("", None);
         check("[::1", None);
         check("a b:1", None);

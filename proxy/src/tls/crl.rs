@@ -26,10 +26,7 @@ pub(super) struct Revoked {
     next_update: Option<SystemTime>,
 }
 
-pub(super) fn parse(contents: &[Content<'_>]) -> Result<(Revoked, Vec<Fact>), Error> {
-    let [file] = contents else {
-        return Err(Error::NoPair);
-    };
+pub(super) fn parse([file]: &[Content<'_>; 1]) -> Result<(Revoked, [Fact; 1]), Error> {
     let mut revoked = Revoked::default();
     if file.bytes.starts_with(&[0x30]) {
         revoked.add_all(file, file.bytes)?;
@@ -49,7 +46,7 @@ pub(super) fn parse(contents: &[Content<'_>]) -> Result<(Revoked, Vec<Fact>), Er
     }
     let issuers: Vec<&str> = revoked.issuers.iter().map(|(_, name)| name.as_str()).collect();
     let fact = Fact { subject: issuers.join("; "), not_after: revoked.next_update };
-    Ok((revoked, vec![fact]))
+    Ok((revoked, [fact]))
 }
 
 impl Revoked {

@@ -3,10 +3,10 @@
 //! Go's `tls.X509KeyPair` and etcd's `NewCertPool` set what is accepted: a certificate file may hold other sections, a
 //! key file may start with EC parameters, a CA file may hold many certificates.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustls::sign::CertifiedKey;
@@ -20,7 +20,7 @@ use super::{Error, Role, identity};
 /// The system's bundle of all public CAs has half a megabyte; more than this is some other file.
 const MAX_PEM_BYTES: u64 = 8 << 20;
 /// Revocation lists of public CAs reach tens of megabytes; one list is held in memory as serials only.
-const MAX_CRL_BYTES: u64 = 128 << 20;
+const MAX_CRL_BYTES: u64 = 64 << 20;
 
 /// One file as it was read.
 pub(super) struct Content<'a> {
@@ -65,18 +65,15 @@ pub(super) fn read(role: Role, path: &Path) -> Result<Vec<u8>, Error> {
 /// A certificate chain and its key. With `require_empty_common_name` a certificate that names a user is refused: etcd
 /// would take every call of the proxy's clients for a call of that user.
 pub(super) fn pair(
-    contents: &[Content<'_>],
+    [cert, key]: &[Content<'_>; 2],
     require_empty_common_name: bool,
-) -> Result<(CertifiedKey, Vec<Fact>), Error> {
-    let [cert, key] = contents else {
-        return Err(Error::HalfPair { cert: String::new(), key: String::new() });
-    };
+) -> Result<(CertifiedKey, [Fact; 2]), Error> {
     let chain = certificates(cert)?;
     let leaf = parse_certificate(cert, &chain[0], 1, chain.len())?;
     if require_empty_common_name && let Some(common_name) = identity::common_name_for_refusal(&leaf) {
         return Err(Error::NonEmptyCommonName { common_name, path: cert.path.to_path_buf() });
     }
-    let facts = vec![fact(&leaf), Fact::default()];
+    let facts = [fact(&leaf), Fact::default()];
     let signing_key = super::provider().key_provider.load_private_key(private_key(key)?).map_err(|error| {
         refuse(
             key,
@@ -102,10 +99,7 @@ pub(super) fn pair(
 }
 
 /// The certificates of a CA file. One that is no certificate at all makes the file wrong, as in etcd.
-pub(super) fn authorities(contents: &[Content<'_>]) -> Result<(Authorities, Vec<Fact>), Error> {
-    let [file] = contents else {
-        return Err(Error::NoPair);
-    };
+pub(super) fn authorities([file]: &[Content<'_>; 1]) -> Result<(Authorities, [Fact; 1]), Error> {
     let certificates = certificates(file)?;
     let mut dated = Vec::with_capacity(certificates.len());
     for (index, der) in certificates.iter().enumerate() {
@@ -119,14 +113,15 @@ pub(super) fn authorities(contents: &[Content<'_>]) -> Result<(Authorities, Vec<
             "a CA certificate is needed",
         ));
     }
-    Ok((authorities, vec![next_to_expire(dated)]))
+    Ok((authorities, [next_to_expire(dated)]))
 }
 
-/// The roots of the system, for a connection to etcd without `--cacert`. The places are those where Go looks.
+/// The roots of the system, for a connection to etcd without `--cacert`: the first of the usual bundles and all of the
+/// usual folders, or what `SSL_CERT_FILE` and `SSL_CERT_DIR` name instead, as in Go. They are read once.
 ///
 /// What cannot be read or parsed is left out: the bundle is not ours, and a handshake says which issuer is unknown.
 pub(super) fn system_authorities() -> Authorities {
-    const FILES: &[&str] = &[
+    const BUNDLES: &[&str] = &[
         "/etc/ssl/certs/ca-certificates.crt",
         "/etc/pki/tls/certs/ca-bundle.crt",
         "/etc/ssl/ca-bundle.pem",
@@ -134,36 +129,32 @@ pub(super) fn system_authorities() -> Authorities {
         "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
         "/etc/ssl/cert.pem",
     ];
-    const DIRECTORIES: &[&str] = &["/etc/ssl/certs", "/etc/pki/tls/certs"];
-    let from_file = |path: &Path| -> Vec<CertificateDer<'static>> {
+    const FOLDERS: &[&str] = &["/etc/ssl/certs", "/etc/pki/tls/certs"];
+    let paths = |variable: &str, usual: &[&str]| -> Vec<PathBuf> {
+        match std::env::var_os(variable) {
+            Some(list) if !list.is_empty() => std::env::split_paths(&list).collect(),
+            _ => usual.iter().map(PathBuf::from).collect(),
+        }
+    };
+    let certificates_in = |path: &Path| -> Vec<CertificateDer<'static>> {
         let bytes = read(Role::TrustedCa, path).unwrap_or_default();
         CertificateDer::pem_slice_iter(&bytes).filter_map(Result::ok).collect()
     };
-    let files = match std::env::var_os("SSL_CERT_FILE") {
-        Some(path) if !path.is_empty() => vec![path.into()],
-        _ => FILES.iter().map(std::path::PathBuf::from).collect::<Vec<_>>(),
-    };
-    let mut found = files.iter().map(|path| from_file(path)).find(|found| !found.is_empty()).unwrap_or_default();
-    let directories = match std::env::var("SSL_CERT_DIR") {
-        Ok(list) if !list.is_empty() => list.split(':').map(str::to_string).collect(),
-        _ if found.is_empty() => DIRECTORIES.iter().map(|path| path.to_string()).collect::<Vec<_>>(),
-        _ => Vec::new(),
-    };
-    for directory in directories {
-        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
-        found.extend(entries.filter_map(Result::ok).flat_map(|entry| from_file(&entry.path())));
-    }
-    if found.is_empty() {
+    let bundles = paths("SSL_CERT_FILE", BUNDLES);
+    let bundle = bundles.iter().map(|path| certificates_in(path)).find(|found| !found.is_empty());
+    let folders = paths("SSL_CERT_DIR", FOLDERS);
+    let in_folders =
+        folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().filter_map(Result::ok);
+    // The folders mostly hold the same certificates once more, twice even, by links from their hashes.
+    let mut seen = HashSet::new();
+    let all = bundle.unwrap_or_default().into_iter().chain(in_folders.flat_map(|entry| certificates_in(&entry.path())));
+    let distinct: Vec<_> = all.filter(|certificate| seen.insert(certificate.to_vec())).collect();
+    if distinct.is_empty() {
         tracing::warn!(
             "found no CA certificates on this system, so that no https endpoint of etcd can be trusted; give --cacert"
         );
     }
-    Authorities::new(found)
-}
-
-/// A shared value out of a parser that also tells facts.
-pub(super) fn shared<T>(parsed: (T, Vec<Fact>)) -> (Arc<T>, Vec<Fact>) {
-    (Arc::new(parsed.0), parsed.1)
+    Authorities::new(distinct)
 }
 
 pub(super) fn system_time(time: ASN1Time) -> Option<SystemTime> {

@@ -66,6 +66,8 @@ type Assemble<C> = dyn Fn(&Material) -> Result<C, Error> + Send + Sync;
 pub(super) struct Reloading<C> {
     side: &'static str,
     current: ArcSwap<C>,
+    /// As of the last change, so that a question about it never waits for a disk.
+    status: ArcSwap<Vec<FileStatus>>,
     groups: Mutex<Groups>,
     assemble: Box<Assemble<C>>,
     started: Instant,
@@ -75,9 +77,9 @@ pub(super) struct Reloading<C> {
 }
 
 struct Groups {
-    pair: Option<Group<CertifiedKey>>,
-    authorities: Option<Group<Authorities>>,
-    revoked: Option<Group<Revoked>>,
+    pair: Option<Group<CertifiedKey, 2>>,
+    authorities: Option<Group<Authorities, 1>>,
+    revoked: Option<Group<Revoked, 1>>,
 }
 
 // === impl Reloading ===
@@ -95,6 +97,7 @@ impl<C> Reloading<C> {
         Ok(Reloading {
             side,
             current,
+            status: ArcSwap::from_pointee(groups.status()),
             groups: Mutex::new(groups),
             assemble: Box::new(assemble),
             started: Instant::now(),
@@ -123,11 +126,11 @@ impl<C> Reloading<C> {
     }
 
     pub(super) fn status(&self) -> Vec<FileStatus> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner).status()
+        self.status.load().as_ref().clone()
     }
 
     pub(super) fn has_files(&self) -> bool {
-        !self.status().is_empty()
+        !self.status.load().is_empty()
     }
 
     /// What has changed since the last call, oldest first.
@@ -155,6 +158,7 @@ impl<C> Reloading<C> {
         if outcome == ReloadOutcome::default() {
             return None;
         }
+        self.status.store(Arc::new(groups.status()));
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         if outcomes.len() == MAX_OUTCOMES {
             outcomes.pop_front();
@@ -199,16 +203,11 @@ impl Groups {
     fn load(sources: Sources) -> Result<Groups, Error> {
         let require_empty = sources.require_empty_common_name;
         let pair = sources.pair.map(|(cert, key)| {
-            Group::load(vec![(Role::Certificate, cert), (Role::Key, key)], move |contents| {
-                files::pair(contents, require_empty).map(files::shared)
-            })
+            let files = [(Role::Certificate, cert), (Role::Key, key)];
+            Group::load(files, move |contents| files::pair(contents, require_empty))
         });
-        let authorities = sources.authorities.map(|path| {
-            Group::load(vec![(Role::TrustedCa, path)], |contents| files::authorities(contents).map(files::shared))
-        });
-        let revoked = sources.revoked.map(|path| {
-            Group::load(vec![(Role::RevocationList, path)], |contents| super::crl::parse(contents).map(files::shared))
-        });
+        let authorities = sources.authorities.map(|path| Group::load([(Role::TrustedCa, path)], files::authorities));
+        let revoked = sources.revoked.map(|path| Group::load([(Role::RevocationList, path)], super::crl::parse));
         Ok(Groups { pair: pair.transpose()?, authorities: authorities.transpose()?, revoked: revoked.transpose()? })
     }
 
@@ -243,14 +242,15 @@ impl Groups {
 
 // === impl Group ===
 
-/// Makes the value of a group out of the contents of its files, in the order in which the group names them.
-type Parse<T> = dyn Fn(&[Content<'_>]) -> Result<(Arc<T>, Vec<Fact>), Error> + Send + Sync;
+/// Makes the value of a group out of the contents of its files, in the order in which the group names them, and tells
+/// of each what a person wants to know.
+type Parse<T, const N: usize> = dyn Fn(&[Content<'_>; N]) -> Result<(T, [Fact; N]), Error> + Send + Sync;
 
-struct Group<T> {
-    files: Vec<(Role, PathBuf)>,
-    parse: Box<Parse<T>>,
+struct Group<T, const N: usize> {
+    files: [(Role, PathBuf); N],
+    parse: Box<Parse<T, N>>,
     value: Arc<T>,
-    facts: Vec<Fact>,
+    facts: [Fact; N],
     error: Option<Error>,
     stamps: Vec<Stamp>,
     is_settled: bool,
@@ -265,15 +265,16 @@ enum Look {
     Contents,
 }
 
-impl<T: 'static> Group<T> {
+impl<T: 'static, const N: usize> Group<T, N> {
     fn load(
-        files: Vec<(Role, PathBuf)>,
-        parse: impl Fn(&[Content<'_>]) -> Result<(Arc<T>, Vec<Fact>), Error> + Send + Sync + 'static,
-    ) -> Result<Group<T>, Error> {
+        files: [(Role, PathBuf); N],
+        parse: impl Fn(&[Content<'_>; N]) -> Result<(T, [Fact; N]), Error> + Send + Sync + 'static,
+    ) -> Result<Group<T, N>, Error> {
         let hasher = RandomState::new();
         let (stamps, contents) = read_together(&files);
         let digest = hasher.hash_one(contents_key(&contents));
         let (value, facts) = parse_with(&parse, &files, contents)?;
+        let value = Arc::new(value);
         let is_settled = stamps.iter().all(Stamp::is_settled);
         Ok(Group { files, parse: Box::new(parse), value, facts, error: None, stamps, is_settled, hasher, digest })
     }
@@ -293,7 +294,7 @@ impl<T: 'static> Group<T> {
         self.digest = digest;
         match parse_with(&self.parse, &self.files, contents) {
             Ok((value, facts)) => {
-                (self.value, self.facts, self.error) = (value, facts, None);
+                (self.value, self.facts, self.error) = (Arc::new(value), facts, None);
                 outcome.replaced.extend(self.files.iter().map(|(_, path)| path.clone()));
             }
             Err(error) => {
@@ -386,12 +387,15 @@ fn contents_key(contents: &Result<Vec<Vec<u8>>, Error>) -> Result<&Vec<Vec<u8>>,
     contents.as_ref().map_err(|error| error.to_string())
 }
 
-fn parse_with<T>(
-    parse: &Parse<T>,
-    files: &[(Role, PathBuf)],
+fn parse_with<T, const N: usize>(
+    parse: &Parse<T, N>,
+    files: &[(Role, PathBuf); N],
     contents: Result<Vec<Vec<u8>>, Error>,
-) -> Result<(Arc<T>, Vec<Fact>), Error> {
+) -> Result<(T, [Fact; N]), Error> {
     let contents = contents?;
-    let named = files.iter().zip(&contents).map(|((role, path), bytes)| Content { role: *role, path, bytes });
-    parse(&named.collect::<Vec<_>>())
+    let named = std::array::from_fn(|index| {
+        let (role, path) = &files[index];
+        Content { role: *role, path, bytes: &contents[index] }
+    });
+    parse(&named)
 }

@@ -84,7 +84,7 @@ fn generate(hosts: &[String], not_after: SystemTime) -> Result<(String, String),
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "etcd");
     // An hour back, for clients whose clock is a little behind.
-    params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
+    params.not_before = (SystemTime::now().min(not_after) - Duration::from_secs(3600)).into();
     params.not_after = not_after.into();
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
@@ -133,11 +133,13 @@ fn bare_host(host: &str) -> &str {
     }
 }
 
-/// Only a certificate that can be read and is past its end has run out; anything else is left for the loader to judge.
+/// Whether a certificate that was made here, or by etcd, is past its end. Any other file is left for the loader to judge:
+/// whoever put it here may still want it.
 fn has_run_out(cert: &Path) -> bool {
     let Ok(der) = CertificateDer::from_pem_file(cert) else { return false };
     let Ok((_, parsed)) = X509Certificate::from_der(&der) else { return false };
-    let has_run_out = system_time(parsed.validity().not_after).is_some_and(|end| end <= SystemTime::now());
+    let is_ours = parsed.subject() == parsed.issuer() && parsed.subject().to_string() == "O=etcd";
+    let has_run_out = is_ours && system_time(parsed.validity().not_after).is_some_and(|end| end <= SystemTime::now());
     if has_run_out {
         tracing::warn!(path = %cert.display(), "the automatically generated certificate has expired, making a new one");
     }
@@ -203,6 +205,21 @@ mod tests {
         assert!(names("proxy.local:23790").contains("proxy.local"));
         for any in ["0.0.0.0:23790", ":23790", "[::]:23790", ""] {
             assert!(names(any).contains("localhost") && names(any).contains("127.0.0.1"), "{any}");
+        }
+    }
+
+    #[test]
+    fn only_a_generated_certificate_that_has_expired_is_replaced() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let config = config(dir.path(), &[]);
+        let (cert, key) = make(&config).expect("the folder can be written");
+        let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
+        let (expired, _) = generate(&config.hosts, yesterday).expect("a certificate");
+        for (content, is_kept) in [(expired.as_str(), false), ("not a certificate", true)] {
+            std::fs::write(&cert, content).expect("the file can be written");
+            assert_eq!(make(&config), Ok((cert.clone(), key.clone())));
+            let found = std::fs::read_to_string(&cert).expect("the certificate is there");
+            assert_eq!(found == content, is_kept, "{content}");
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -14,6 +15,9 @@ use rustls::sign::SingleCertAndKey;
 use super::reload::{self, Material, ReloadOutcome, Reloading, Sources};
 use super::verify::ClientVerifier;
 use super::{Error, FileStatus, Version, ciphers, self_signed, versions};
+
+/// How long a client may take for its handshake. It is etcd's number; who takes longer is gone, or holds sockets open.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The flags of the listener. An empty path means that the flag was not given.
 #[derive(Debug, Clone, Default)]

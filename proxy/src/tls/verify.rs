@@ -2,7 +2,7 @@
 //!
 //! The chain is built by webpki. On top comes what Go does besides: a certificate that itself stands in the CA file is
 //! trusted as it is (etcd's `--auto-tls` makes such certificates, marked as a CA, which webpki refuses as a leaf).
-//! Stricter than Go: X.509 version 1 and RSA keys below 2048 bits are refused.
+//! Stricter than Go: other leaves that are marked as a CA, X.509 version 1 and RSA keys below 2048 bits are refused.
 
 use std::sync::Arc;
 

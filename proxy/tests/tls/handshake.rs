@@ -1,10 +1,10 @@
 //! Who is let in and what is spoken.
 
 use etcd_proxy::tls::{ClientTls, PeerIdentity, ServerTls, Version, client, peer_identity, self_signed, server};
-use rcgen::{BasicConstraints, IsCa, KeyPair, PKCS_ECDSA_P521_SHA512};
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyPair, PKCS_ECDSA_P521_SHA512};
 use rustls::ProtocolVersion;
 
-use crate::pki::{Ca, Files, Leaf, connect, etcd_fixture, shake_hands};
+use crate::pki::{Ca, Files, Issued, Leaf, connect, etcd_fixture, shake_hands};
 
 /// Connects, and expects all of the given words in the refusal.
 async fn check_refused(server: &server::Config, client: &client::Config, words: &[&str]) {
@@ -41,14 +41,19 @@ async fn without_a_trusted_ca_no_client_is_asked_for_a_certificate() {
 async fn a_client_without_a_certificate_is_refused_where_one_is_wanted() {
     let files = Files::of(&Ca::new("ca"));
     let client = client::Config { cert: None, key: None, ..files.client() };
-    check_refused(&files.server(), &client, &["server: peer sent no certificates"]).await;
+    check_refused(&files.server(), &client, &["Client: peer sent no certificates"]).await;
 }
 
 #[tokio::test]
 async fn a_client_of_another_ca_is_refused() {
     let files = Files::of(&Ca::new("ca"));
     files.write_pair("client", &Ca::new("other").issue(Leaf::default()));
-    check_refused(&files.server(), &files.client(), &["server: ", "UnknownIssuer"]).await;
+    check_refused(
+        &files.server(),
+        &files.client(),
+        &["Client: ", "the certificate of the client is not of a CA in --trusted-ca-file"],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -56,10 +61,10 @@ async fn expired_certificates_are_refused_on_both_sides() {
     let ca = Ca::new("ca");
     let files = Files::of(&ca);
     files.write_pair("client", &ca.issue(Leaf { has_expired: true, ..Leaf::default() }));
-    check_refused(&files.server(), &files.client(), &["server: ", "expired"]).await;
+    check_refused(&files.server(), &files.client(), &["Client: ", "the certificate of the client expired on "]).await;
     let files = Files::of(&ca);
     files.write_pair("server", &ca.issue(Leaf { has_expired: true, ..Leaf::default() }));
-    check_refused(&files.server(), &files.client(), &["client: ", "expired"]).await;
+    check_refused(&files.server(), &files.client(), &["Etcd: ", "the certificate of etcd expired on "]).await;
 }
 
 #[tokio::test]
@@ -70,7 +75,12 @@ async fn a_revoked_client_is_refused_and_others_are_not() {
         for list in [ca.revoke(&[8]).der().to_vec(), ca.revoke(&[8]).pem().expect("PEM").into_bytes()] {
             let crl = Some(files.write("revoked.crl", list));
             let server = server::Config { client_crl_file: crl, max_version: Some(version), ..files.server() };
-            check_refused(&server, &files.client(), &["server: ", "Revoked"]).await;
+            check_refused(
+                &server,
+                &files.client(),
+                &["Client: ", "the certificate of the client is revoked by --client-crl-file"],
+            )
+            .await;
             files.write("revoked.crl", ca.revoke(&[9, 0x0800]).der());
             connect(&server, &files.client()).await.expect("its serial is not in the list");
         }
@@ -100,9 +110,10 @@ async fn every_list_in_the_file_counts_and_every_certificate_that_is_shown() {
 async fn a_server_of_another_ca_is_refused_unless_verification_is_skipped() {
     let files = Files::of(&Ca::new("ca"));
     files.write_pair("server", &Ca::new("other").issue(Leaf { names: vec!["elsewhere"], ..Leaf::default() }));
-    check_refused(&files.server(), &files.client(), &["client: ", "UnknownIssuer"]).await;
+    check_refused(&files.server(), &files.client(), &["Etcd: ", "the certificate of etcd is not of a CA in --cacert"])
+        .await;
     let system = client::Config { cacert: None, ..files.client() };
-    check_refused(&files.server(), &system, &["client: ", "UnknownIssuer"]).await;
+    check_refused(&files.server(), &system, &["Etcd: ", "the certificate of etcd is not of a CA in --cacert"]).await;
     let skipping = client::Config { insecure_skip_verify: true, ..files.client() };
     connect(&files.server(), &skipping).await.expect("nothing is verified");
 }
@@ -181,6 +192,18 @@ async fn versions_and_cipher_suites_are_honoured() {
 }
 
 #[tokio::test]
+async fn a_ca_is_no_client_although_it_is_of_the_trusted_ca() {
+    let ca = Ca::new("ca");
+    let files = Files::of(&ca);
+    let key = KeyPair::generate().expect("a key can be made");
+    let mut params = Leaf::default().params();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let cert = params.signed_by(&key, &ca.issuer).expect("a certificate").pem();
+    files.write_pair("client", &Issued { cert, key: key.serialize_pem() });
+    check_refused(&files.server(), &files.client(), &["the certificate of the client is marked as a CA"]).await;
+}
+
+#[tokio::test]
 async fn a_session_is_never_resumed_past_the_checks() {
     let files = Files::of(&Ca::new("ca"));
     let server = ServerTls::load(&files.server()).expect("the files are good");
@@ -219,7 +242,12 @@ async fn the_fixtures_of_etcd_are_let_in_or_revoked_as_in_etcd() {
         };
         connect(&server, &client("client-nocn")).await.expect("the client that etcd's tests use");
         connect(&server, &client("server-ecdsa")).await.expect("a client with an ECDSA key");
-        check_refused(&server, &client("server-revoked"), &["server: ", "Revoked"]).await;
+        check_refused(
+            &server,
+            &client("server-revoked"),
+            &["Client: ", "the certificate of the client is revoked by --client-crl-file"],
+        )
+        .await;
     }
 }
 
@@ -268,4 +296,25 @@ async fn a_pair_as_etcd_makes_it_for_auto_tls_serves_and_is_trusted_by_itself() 
     check(Leaf::default()).await.expect("etcd and its clients take it so, too");
     let refusal = check(Leaf { names: vec!["elsewhere"], ..Leaf::default() }).await.err().unwrap_or_default();
     assert!(refusal.contains("not valid for name"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_client_whose_certificate_stands_in_the_ca_file_is_trusted_as_it_is() {
+    let files = Files::of(&Ca::new("ca"));
+    let key = KeyPair::generate().expect("a key can be made");
+    let check = async |leaf: Leaf, usage| {
+        let mut params = leaf.params();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.extended_key_usages = vec![usage];
+        let cert = params.self_signed(&key).expect("a certificate").pem();
+        let trusted_ca_file = Some(files.write("trusted.crt", &cert));
+        files.write_pair("client", &Issued { cert, key: key.serialize_pem() });
+        connect(&server::Config { trusted_ca_file, ..files.server() }, &files.client()).await.map(|_| ())
+    };
+    check(Leaf::default(), ExtendedKeyUsagePurpose::ClientAuth).await.expect("Go takes it so, too");
+    let expired = Leaf { has_expired: true, ..Leaf::default() };
+    let refusal = check(expired, ExtendedKeyUsagePurpose::ClientAuth).await.expect_err("its time is over");
+    assert!(refusal.contains("Expired"), "{refusal}");
+    let refusal = check(Leaf::default(), ExtendedKeyUsagePurpose::ServerAuth).await.expect_err("it is for servers");
+    assert!(refusal.contains("InvalidPurpose"), "{refusal}");
 }

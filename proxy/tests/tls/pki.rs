@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use etcd_proxy::tls::{ClientTls, ServerTls, client, server};
+use etcd_proxy::tls::{ClientTls, Peer, ServerTls, client, explain, server};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
 };
@@ -213,10 +213,11 @@ pub async fn shake_hands(
     match tokio::time::timeout(PATIENCE, both).await.expect("the handshake does not hang") {
         (Ok(server), Ok(client)) => Ok(Connection { server, client }),
         (server, client) => {
-            let text = |side: &str, error: Option<std::io::Error>| {
-                error.map(|error| format!("{side}: {error}; ")).unwrap_or_default()
+            let text = |peer, error: Option<std::io::Error>| {
+                error.map(|error| format!("{peer:?}: {error}: {}; ", explain(peer, &error))).unwrap_or_default()
             };
-            Err(text("server", server.err()) + &text("client", client.err()))
+            // What the server says is about the client, and the other way round.
+            Err(text(Peer::Client, server.err()) + &text(Peer::Etcd, client.err()))
         }
     }
 }
