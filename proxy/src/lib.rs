@@ -14,5 +14,7 @@ pub mod router;
 pub mod rules;
 pub mod server;
 pub mod services;
+pub mod logging;
+pub mod notify;
 pub mod tls;
 pub mod upstream;
