@@ -20,6 +20,26 @@ pub enum Upstream {
 pub struct Metrics {
     registry: Registry,
     pub connections: IntGauge,
+    /// Watches that clients hold.
+    pub client_watches: IntGauge,
+    /// Watches that the proxy holds on etcd to serve them.
+    pub upstream_watches: IntGauge,
+    /// Watch RPCs that clients have open.
+    pub watch_streams: IntGauge,
+    /// Events handed to clients, each counted once per client watch that got it.
+    pub watch_events_delivered: IntCounter,
+    /// Client watches that joined a shared watch that was already there.
+    pub watch_joins: IntCounter,
+    /// Client watches that began on, or fell back to, an upstream watch of their own until they were level.
+    pub watch_catch_ups: IntCounter,
+    /// Upstream watches that were taken up again after their stream broke.
+    pub watch_resumes: IntCounter,
+    /// LeaseKeepAlive RPCs that clients have open.
+    pub keepalive_streams: IntGauge,
+    /// Keepalive requests that came from clients.
+    pub keepalives_received: IntCounter,
+    /// Keepalive requests that went to etcd.
+    pub keepalives_sent: IntCounter,
     handshakes_failed: IntCounter,
     started: IntCounterVec,
     handled: IntCounterVec,
@@ -45,6 +65,27 @@ impl Metrics {
             Opts::new("grpc_server_handled_total", "Total number of RPCs completed on the server, regardless of success or failure."),
             &["grpc_code", "grpc_method", "grpc_service", "grpc_type"],
         );
+        let client_watches = IntGauge::new("etcd_proxy_client_watches", "Watches that clients hold.");
+        let upstream_watches = IntGauge::new("etcd_proxy_upstream_watches", "Watches that the proxy holds on etcd.");
+        let watch_streams = IntGauge::new("etcd_proxy_watch_streams", "Watch RPCs that clients have open.");
+        let watch_events_delivered = IntCounter::new(
+            "etcd_proxy_watch_events_delivered_total",
+            "Events handed to clients, each counted once per client watch that got it.",
+        );
+        let watch_joins =
+            IntCounter::new("etcd_proxy_watch_joins_total", "Client watches that joined a shared watch that was already there.");
+        let watch_catch_ups = IntCounter::new(
+            "etcd_proxy_watch_catch_ups_total",
+            "Client watches that needed an upstream watch of their own until they were level.",
+        );
+        let watch_resumes = IntCounter::new(
+            "etcd_proxy_watch_resumes_total",
+            "Upstream watches that were taken up again after their stream broke.",
+        );
+        let keepalive_streams = IntGauge::new("etcd_proxy_keepalive_streams", "LeaseKeepAlive RPCs that clients have open.");
+        let keepalives_received =
+            IntCounter::new("etcd_proxy_keepalives_received_total", "Lease keepalive requests that came from clients.");
+        let keepalives_sent = IntCounter::new("etcd_proxy_keepalives_sent_total", "Lease keepalive requests that went to etcd.");
         let buckets = exponential_buckets(0.000_1, 2.0, 18).expect("a positive start, factor and count");
         let upstream_seconds = HistogramVec::new(
             HistogramOpts::new("etcd_proxy_upstream_seconds", "Time until etcd began to answer, in seconds.").buckets(buckets),
@@ -56,6 +97,16 @@ impl Metrics {
         );
         Self {
             connections: registered(&registry, connections),
+            client_watches: registered(&registry, client_watches),
+            upstream_watches: registered(&registry, upstream_watches),
+            watch_streams: registered(&registry, watch_streams),
+            watch_events_delivered: registered(&registry, watch_events_delivered),
+            watch_joins: registered(&registry, watch_joins),
+            watch_catch_ups: registered(&registry, watch_catch_ups),
+            watch_resumes: registered(&registry, watch_resumes),
+            keepalive_streams: registered(&registry, keepalive_streams),
+            keepalives_received: registered(&registry, keepalives_received),
+            keepalives_sent: registered(&registry, keepalives_sent),
             handshakes_failed: registered(&registry, handshakes_failed),
             started: registered(&registry, started),
             handled: registered(&registry, handled),
