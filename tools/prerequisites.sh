@@ -8,6 +8,8 @@ packages=()
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
 command -v make >/dev/null || packages+=(make)
 command -v curl >/dev/null || packages+=(curl)
+# With `ip`, etcd's suites run several tests at a time; without, one.
+command -v ip >/dev/null || [[ $(id -u) != 0 ]] || packages+=(iproute2)
 
 if [[ ${#packages[@]} -gt 0 ]]; then
   if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
