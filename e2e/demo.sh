@@ -135,7 +135,7 @@ fi
 export PATH=$folder/bin:$bin:$PATH
 for name in ${!ETCD*}; do
   # Variables like ETCDCTL_ENDPOINTS would change what the commands below mean.
-  [[ $name == ETCD_PROXY_* ]] || unset "$name"
+  unset "$name"
 done
 
 # --- the session

@@ -113,7 +113,7 @@ isolated() {
 
 # one SUITE TEST: runs it and prints "suite test result seconds".
 one() {
-  local suite=$1 test=$2 folder log started=$SECONDS result
+  local suite=$1 test=$2 folder log started=$SECONDS result status=0
   # A short path, since members listen on Unix sockets below it.
   folder=$(mktemp -d /tmp/etcd-suite.XXXXXX)
   log=$work/logs/$suite-$test.log
@@ -121,9 +121,11 @@ one() {
   ln -s "$suites/fixtures" "$folder/tests/fixtures"
   cd "$folder/tests/$suite"
   TMPDIR=$folder $isolate timeout --kill-after=10 "$TEST_SECONDS" "$suites/$suite.test" \
-    -test.v -test.run "^$test\$" -bin-dir "$work/bin" >"$log" 2>&1 </dev/null || true
+    -test.v -test.run "^$test\$" -bin-dir "$work/bin" >"$log" 2>&1 </dev/null || status=$?
   result=$(sed -n "s/^--- \([A-Z]*\): $test (.*/\1/p" "$log" | tail -n 1)
-  printf '%s\t%s\t%s\t%s\n' "$suite" "$test" "${result:-HANG}" $((SECONDS - started))
+  # A test without a verdict ran out of time, or took the whole program with it.
+  [[ -n "$result" ]] || { [[ $status == 124 || $status == 137 ]] && result=HANG || result=PANIC; }
+  printf '%s\t%s\t%s\t%s\n' "$suite" "$test" "$result" $((SECONDS - started))
   [[ -n "$isolate" ]] || sweep "$folder"
   rm -rf "$folder"
 }
@@ -158,7 +160,7 @@ run() {
   while IFS=$'\t' read -r suite test result seconds; do
     done_=$((done_ + 1))
     printf '%s\t%s\t%s\t%s\n' "$suite" "$test" "$result" "$seconds" >>"$results"
-    say "$(printf '%3d/%d %-4s %4s s  %s %s' $done_ "$total" "$result" "$seconds" "$suite" "$test")"
+    say "$(printf '%3d/%d %-5s %4s s  %s %s' $done_ "$total" "$result" "$seconds" "$suite" "$test")"
   done < <(tr '\t' '\n' <"$work/tests.tsv" | xargs -P "$JOBS" -n 2 bash -c 'one "$@"' one)
   LC_ALL=C sort -o "$results" "$results"
 }
