@@ -80,13 +80,6 @@ impl Shape {
     ];
 }
 
-/// Why a request cannot be put into the namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("cannot parse the request: {0}")]
-    Malformed(#[from] Malformed),
-}
-
 /// Why an answer cannot be handed to a client of the namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -118,8 +111,8 @@ impl Namespace {
     }
 
     /// An encoded request of the client's, as etcd shall get it. A shape that is an answer's is refused.
-    pub fn request(&self, shape: Shape, request: Bytes) -> Result<Bytes, Refusal> {
-        if self.is_empty() { Ok(request) } else { request::prefix(self, shape, request).map_err(Refusal::from) }
+    pub fn request(&self, shape: Shape, request: Bytes) -> Result<Bytes, Malformed> {
+        if self.is_empty() { Ok(request) } else { request::prefix(self, shape, request) }
     }
 
     /// An encoded answer of etcd's, as the client shall get it. A shape that is a request's is refused.
@@ -150,11 +143,6 @@ impl Namespace {
     /// could have written it, since to the client it would be the empty key.
     pub fn strip_key<'a>(&self, key: &'a [u8]) -> Option<&'a [u8]> {
         key.strip_prefix(&self.prefix[..]).filter(|stripped| !stripped.is_empty())
-    }
-
-    /// Whether `key`, as etcd knows it, is a key of this namespace.
-    pub fn contains(&self, key: &[u8]) -> bool {
-        self.strip_key(key).is_some()
     }
 
     /// Decides how to strip an encoded `mvccpb.KeyValue`.

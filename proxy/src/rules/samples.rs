@@ -287,9 +287,8 @@ pub fn damage() -> impl Strategy<Value = Damage> {
         any::<(usize, u8)>().prop_map(|(at, byte)| Damage::Flip(at, byte)),
         any::<usize>().prop_map(Damage::Cut),
     ];
-    leaf.prop_recursive(6, 6, 1, |inner| {
-        (any::<usize>(), inner).prop_map(|(at, inner)| Damage::Inside(at, Box::new(inner)))
-    })
+    (leaf, vec(any::<usize>(), 0..5))
+        .prop_map(|(damage, path)| path.into_iter().fold(damage, |damage, at| Damage::Inside(at, Box::new(damage))))
 }
 
 fn length_delimited(number: u32, bytes: &[u8]) -> Vec<u8> {
@@ -323,9 +322,11 @@ impl Damage {
                     .enumerate()
                     .filter_map(|(index, field)| field.bytes(field.number).map(|bytes| (index, field.number, bytes)))
                     .collect();
-                if let Some((index, number, bytes)) = submessages.get(at % submessages.len().max(1)) {
-                    fields[*index] = length_delimited(*number, &damage.done_to(bytes));
-                }
+                // Where there is nothing to go into, the damage is done here.
+                let Some((index, number, bytes)) = submessages.get(at % submessages.len().max(1)) else {
+                    return damage.done_to(message);
+                };
+                fields[*index] = length_delimited(*number, &damage.done_to(bytes));
             }
             Self::Flip(at, byte) if !message.is_empty() => {
                 let mut flipped = message.to_vec();
