@@ -11,7 +11,7 @@ use crate::{
     router::Router,
     rules::namespace::Namespace,
     server::{self, Shards},
-    services::{cluster::Cluster, health::Health, keepalive::KeepAlives, watch::hub::Hub},
+    services::{cluster::Cluster, health::Health, keepalive::KeepAlives, watch::hub::{self, Hub}},
     upstream::{self, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints},
 };
 
@@ -26,6 +26,7 @@ pub struct Config {
     pub limits: upstream::Limits,
     pub health: upstream::health::Config,
     pub namespace: Namespace,
+    pub watch: hub::Config,
     /// How long calls under way may take to end after SIGTERM.
     pub drain_timeout: Duration,
 }
@@ -65,8 +66,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut tasks = vec![tokio::spawn(upstream::health::run(upstream.clone(), config.health))];
 
     let admin = Admin::new(metrics.clone());
-    let hub = Arc::new(Hub::new(upstream.clone()));
-    let keepalives = Arc::new(KeepAlives::new(upstream.clone()));
+    let hub = Hub::new(upstream.clone(), config.namespace.clone(), metrics.clone(), config.watch, watcher.clone());
+    let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.clone()));
     let health = Health::new(endpoints.clone());
     let (namespace, shard_metrics) = (config.namespace.clone(), metrics.clone());
     let make_router = move || {

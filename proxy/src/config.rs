@@ -10,6 +10,7 @@ use crate::{
     flags::Flags,
     rules::namespace::Namespace,
     server,
+    services::watch::hub,
     tls::{self, ClientTls, ServerTls, self_signed, versions},
     upstream::{
         Limits, channel,
@@ -61,6 +62,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         },
         health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
         namespace: Namespace::new(flags.namespace.clone()),
+        watch: hub::Config { max_log_bytes: flags.watch_log_max_bytes as usize },
         drain_timeout: flags.drain_timeout,
     })
 }

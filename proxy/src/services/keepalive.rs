@@ -1,23 +1,135 @@
-//! LeaseKeepAlive: each request is answered by a renewal, and nothing is renewed that no client asked for.
+//! LeaseKeepAlive: each request is answered by a renewal at etcd, and nothing is renewed that no client asked for.
+//!
+//! Clients with the same credentials share a few upstream streams. A request for a lease whose renewal is under way
+//! shares its answer.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, Weak},
+};
+
+use bytes::{Bytes, BytesMut};
+use etcd_proxy_proto::etcdserverpb::LeaseKeepAliveRequest;
+use prost::Message as _;
+use tokio::sync::mpsc;
 
 use crate::{
+    drain::Watcher,
     exchange::{Outcome, Replies, Requests},
-    rules::caller::Caller,
+    metrics::Metrics,
+    rules::{
+        caller::{Caller, Credentials},
+        status::{self, Code, Status},
+    },
     upstream::Upstream,
 };
 
-use super::calls;
+mod lane;
+
+use lane::{Ask, Lane};
+
+/// Requests of one client that wait for their answers; further ones are left unread until then.
+const MAX_UNANSWERED: usize = 1024;
+/// Upstream streams of one set of credentials. etcd serves the requests of one stream one after the other, and a
+/// follower asks the leader for each, so that a single stream would renew about a thousand leases a second.
+const LANES: usize = 8;
 
 pub struct KeepAlives {
     upstream: Upstream,
+    metrics: Arc<Metrics>,
+    drain: Watcher,
+    by_credentials: Mutex<HashMap<Credentials, Weak<Lanes>>>,
 }
 
+/// The upstream streams of one set of credentials; each opens when it is first needed.
+struct Lanes([Lane; LANES]);
+
 impl KeepAlives {
-    pub fn new(upstream: Upstream) -> Self {
-        Self { upstream }
+    pub fn new(upstream: Upstream, metrics: Arc<Metrics>, drain: Watcher) -> Self {
+        Self { upstream, metrics, drain, by_credentials: Mutex::default() }
     }
 
+    /// Serves one client stream to its end.
     pub async fn serve(&self, caller: &Caller, requests: Requests, replies: Replies) -> Outcome {
-        calls::forward_unknown(&self.upstream, caller, "/etcdserverpb.Lease/LeaseKeepAlive", requests, replies).await
+        self.metrics.keepalive_streams.inc();
+        let outcome = self.exchange(caller, requests, replies).await;
+        self.metrics.keepalive_streams.dec();
+        outcome
     }
+
+    async fn exchange(&self, caller: &Caller, mut requests: Requests, mut replies: Replies) -> Outcome {
+        let lanes = self.lanes(caller);
+        let mut drain = self.drain.clone();
+        let (answers, mut answered) = mpsc::channel(MAX_UNANSWERED);
+        let mut unanswered = 0;
+        let mut half_closed = false;
+        loop {
+            tokio::select! {
+                gone = replies.gone() => return Err(gone),
+                () = drain.signaled() => return Ok(end(replies, &status::draining())),
+                request = requests.next(), if !half_closed && unanswered < MAX_UNANSWERED => match request {
+                    Some(Ok(message)) => match LeaseKeepAliveRequest::decode(message) {
+                        Ok(request) => {
+                            unanswered += 1;
+                            self.metrics.keepalives_received.inc();
+                            lanes.of(request.id).ask(Ask { lease: request.id, answer: answers.clone() });
+                        }
+                        Err(error) => return Ok(end(replies, &status::malformed(error))),
+                    },
+                    Some(Err(status)) => return Ok(end(replies, &status)),
+                    None => half_closed = true,
+                },
+                Some(answer) = answered.recv() => {
+                    let mut out = BytesMut::new();
+                    let mut next = Some(answer);
+                    while let Some(answer) = next {
+                        unanswered -= 1;
+                        match answer {
+                            Ok(framed) => out.extend_from_slice(&framed),
+                            Err(status) => return Ok(end(replies, &status)),
+                        }
+                        next = answered.try_recv().ok();
+                    }
+                    if !replies.has_begun() {
+                        replies.begin(http::HeaderMap::new())?;
+                    }
+                    replies.data(out.freeze()).await?;
+                }
+            }
+            // etcd answers all that was asked before the client closed its half, and then ends well.
+            if half_closed && unanswered == 0 {
+                replies.succeed();
+                return Ok(Code::Ok);
+            }
+        }
+    }
+
+    fn lanes(&self, caller: &Caller) -> Arc<Lanes> {
+        let credentials = caller.credentials();
+        let mut by_credentials = self.by_credentials.lock().expect("nothing panics while it holds this map");
+        if let Some(lanes) = by_credentials.get(&credentials).and_then(Weak::upgrade) {
+            return lanes;
+        }
+        by_credentials.retain(|_, lanes| lanes.strong_count() > 0);
+        let caller = Caller { connection: caller.connection.clone(), metadata: credentials.metadata() };
+        let start = |_| Lane::start(self.upstream.clone(), caller.clone(), self.metrics.clone());
+        let lanes = Arc::new(Lanes(std::array::from_fn(start)));
+        by_credentials.insert(credentials, Arc::downgrade(&lanes));
+        lanes
+    }
+}
+
+impl Lanes {
+    /// Requests for one lease always take the same lane, where they meet.
+    fn of(&self, lease: i64) -> &Lane {
+        &self.0[lease.rem_euclid(LANES as i64) as usize]
+    }
+}
+
+/// What a request is answered with: a framed response, or the status that ends the client's stream.
+type Answer = Result<Bytes, Status>;
+
+fn end(replies: Replies, status: &Status) -> Code {
+    replies.fail(status);
+    status.code()
 }

@@ -1,4 +1,7 @@
-//! The Watch RPC.
+//! The Watch RPC: a client's watch is a place in a log that all who watch the same range share.
+//!
+//! A session serves one client stream. It asks the hub which log serves a watch; a feed fills the logs from one
+//! upstream stream, and a cursor decides what of a log its client is shown.
 
 use std::sync::Arc;
 
@@ -7,13 +10,17 @@ use crate::{
     rules::caller::Caller,
 };
 
-use super::calls;
-
+mod cursor;
+mod feed;
 pub mod hub;
+mod inbox;
+mod log;
+mod session;
 
 use hub::Hub;
+use session::Session;
 
 /// Serves one client stream to its end.
 pub async fn serve(hub: &Arc<Hub>, caller: &Caller, requests: Requests, replies: Replies) -> Outcome {
-    calls::forward_unknown(hub.upstream(), caller, "/etcdserverpb.Watch/Watch", requests, replies).await
+    Session::new(hub, caller).run(requests, replies).await
 }

@@ -1,0 +1,223 @@
+//! One upstream keep-alive stream, shared: it asks for each lease once at a time and hands the answer to all who wait.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use etcd_proxy_proto::etcdserverpb::LeaseKeepAliveRequest;
+use h2::SendStream;
+use prost::Message as _;
+use tokio::sync::mpsc;
+
+use super::Answer;
+use crate::{
+    metrics::Metrics,
+    rules::{
+        caller::Caller,
+        framing::{self, Decoder},
+        status::{self, Status},
+        wire,
+    },
+    upstream::{
+        self, Body, Upstream,
+        endpoint::{Endpoint, State},
+    },
+};
+
+const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+/// The field `ID` of a `LeaseKeepAliveResponse`.
+const ID: u32 = 2;
+
+/// A client's wish to have a lease renewed.
+pub struct Ask {
+    pub lease: i64,
+    pub answer: mpsc::Sender<Answer>,
+}
+
+/// The handle of a lane; when it is dropped the lane ends.
+pub struct Lane(mpsc::UnboundedSender<Ask>);
+
+impl Lane {
+    pub fn start(upstream: Upstream, caller: Caller, metrics: Arc<Metrics>) -> Self {
+        // Bounded by what each session may have unanswered.
+        let (asks, received) = mpsc::unbounded_channel();
+        let task = Task { upstream, caller, metrics, asks: received, waiting: HashMap::new(), sent: VecDeque::new() };
+        tokio::spawn(task.run());
+        Self(asks)
+    }
+
+    pub fn ask(&self, ask: Ask) {
+        // The task lives as long as this handle.
+        let _ = self.0.send(ask);
+    }
+}
+
+struct Task {
+    upstream: Upstream,
+    caller: Caller,
+    metrics: Arc<Metrics>,
+    asks: mpsc::UnboundedReceiver<Ask>,
+    /// Who waits for which lease.
+    waiting: HashMap<i64, Vec<mpsc::Sender<Answer>>>,
+    /// The leases that etcd has been asked for, in the order in which it answers.
+    sent: VecDeque<i64>,
+}
+
+/// How a stream came to its end.
+enum StreamEnd {
+    Done,
+    /// The connection broke: whatever is unanswered is asked again elsewhere.
+    Broken(Arc<Endpoint>),
+    /// etcd ended it with a status, which is what it has to say to the first that is unanswered.
+    Status(Status),
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut avoid: Vec<Arc<Endpoint>> = Vec::new();
+        loop {
+            while self.waiting.is_empty() {
+                match self.asks.recv().await {
+                    Some(ask) => {
+                        self.note(ask);
+                    }
+                    None => return,
+                }
+            }
+            let duplex = match self.upstream.open(&self.caller, LEASE_KEEP_ALIVE, &avoid).await {
+                Ok(duplex) => duplex,
+                Err(status) => {
+                    avoid.clear();
+                    self.answer_all(&status);
+                    continue;
+                }
+            };
+            match self.serve(duplex, &mut avoid).await {
+                StreamEnd::Done => return,
+                StreamEnd::Broken(endpoint) => avoid.push(endpoint),
+                StreamEnd::Status(status) => self.answer_first(&status),
+            }
+        }
+    }
+
+    fn note(&mut self, ask: Ask) -> bool {
+        let waiting = self.waiting.entry(ask.lease).or_default();
+        let is_first = waiting.is_empty();
+        waiting.push(ask.answer);
+        if is_first {
+            self.sent.push_back(ask.lease);
+        }
+        is_first
+    }
+
+    async fn serve(&mut self, duplex: upstream::Duplex, avoid: &mut Vec<Arc<Endpoint>>) -> StreamEnd {
+        let endpoint = duplex.endpoint.clone();
+        let mut endpoint_state = endpoint.watch_state();
+        let (mut send, answer) = duplex.split();
+        tokio::pin!(answer);
+        let mut body: Option<Body> = None;
+        let mut decoder = Decoder::new(self.upstream.limits().max_answer);
+        for lease in &self.sent {
+            self.metrics.keepalives_sent.inc();
+            renew(&mut send, *lease);
+        }
+        loop {
+            tokio::select! {
+                ask = self.asks.recv() => match ask {
+                    Some(ask) => {
+                        let lease = ask.lease;
+                        if self.note(ask) {
+                            self.metrics.keepalives_sent.inc();
+                            renew(&mut send, lease);
+                        }
+                    }
+                    None => return StreamEnd::Done,
+                },
+                answered = &mut answer, if body.is_none() => match answered {
+                    Ok(answer) if answer.code().is_some() => return status_of(&answer.headers),
+                    Ok(answer) => body = Some(answer.body),
+                    Err(_) => return StreamEnd::Broken(endpoint),
+                },
+                data = read(&mut body), if body.is_some() => match data {
+                    Some(Ok(data)) => {
+                        avoid.clear();
+                        decoder.push(&data);
+                        loop {
+                            match decoder.next() {
+                                Ok(Some(message)) => self.hand_out(&message.bytes),
+                                Ok(None) => break,
+                                Err(error) => return StreamEnd::Status(status::unreadable_answer(error)),
+                            }
+                        }
+                    }
+                    Some(Err(_)) => return StreamEnd::Broken(endpoint),
+                    None => return end_of(&mut body, endpoint).await,
+                },
+                changed = endpoint_state.changed() => {
+                    let state = *endpoint_state.borrow_and_update();
+                    if changed.is_err() || matches!(state, State::Removed | State::Unreachable) {
+                        return StreamEnd::Broken(endpoint);
+                    }
+                }
+            }
+        }
+    }
+
+    fn hand_out(&mut self, message: &[u8]) {
+        let lease = wire::last_int64(message, ID).unwrap_or_default();
+        if let Some(index) = self.sent.iter().position(|sent| *sent == lease) {
+            self.sent.remove(index);
+        }
+        let framed = framing::frame(message);
+        for answer in self.waiting.remove(&lease).unwrap_or_default() {
+            tell(&answer, Ok(framed.clone()));
+        }
+    }
+
+    fn answer_first(&mut self, status: &Status) {
+        let first = self.sent.pop_front();
+        for answer in first.and_then(|lease| self.waiting.remove(&lease)).unwrap_or_default() {
+            tell(&answer, Err(status.clone()));
+        }
+    }
+
+    fn answer_all(&mut self, status: &Status) {
+        while !self.sent.is_empty() {
+            self.answer_first(status);
+        }
+    }
+}
+
+/// The queue has room for all that a session may have unanswered, so it is full only for one that has ended.
+fn tell(to: &mpsc::Sender<Answer>, answer: Answer) {
+    let _ = to.try_send(answer);
+}
+
+/// Requests are small and few are under way, so h2 may queue them; an error shows in the answer.
+fn renew(send: &mut SendStream<Bytes>, lease: i64) {
+    let _ = send.send_data(framing::frame(&LeaseKeepAliveRequest { id: lease }.encode_to_vec()), false);
+}
+
+async fn read(body: &mut Option<Body>) -> Option<Result<Bytes, Status>> {
+    match body {
+        Some(body) => body.data().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn status_of(trailers: &http::HeaderMap) -> StreamEnd {
+    StreamEnd::Status(Status::from_header_map(trailers).unwrap_or_else(|| status::broken("EOF")))
+}
+
+async fn end_of(body: &mut Option<Body>, endpoint: Arc<Endpoint>) -> StreamEnd {
+    let trailers = match body.as_mut() {
+        Some(body) => body.trailers().await,
+        None => return StreamEnd::Broken(endpoint),
+    };
+    match trailers {
+        Ok(Some(trailers)) => status_of(&trailers),
+        _ => StreamEnd::Broken(endpoint),
+    }
+}

@@ -1,0 +1,139 @@
+//! One client watch's place and wishes: which events of a batch it is shown, and how they are put on the wire. Pure.
+
+use bytes::{BufMut, BytesMut};
+use etcd_proxy_proto::etcdserverpb::ResponseHeader;
+use prost::Message as _;
+
+use super::log::{Batch, Event};
+use crate::rules::{event::EventKind, framing, wire};
+
+/// What a client asked for when it created its watch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    pub no_put: bool,
+    pub no_delete: bool,
+    pub prev_kv: bool,
+    pub progress_notify: bool,
+    pub fragment: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    pub watch_id: i64,
+    /// The first revision that the client has not been shown.
+    pub next_revision: i64,
+    pub wishes: Wishes,
+}
+
+/// A response with more bytes than this is cut into fragments for a client that asked for them: etcd's
+/// `--max-request-bytes` and the overhead that it grants to gRPC.
+pub const FRAGMENT_BYTES: usize = 1_572_864 + 512 * 1024;
+
+/// Fields of `WatchResponse`.
+const HEADER: u32 = 1;
+const WATCH_ID: u32 = 2;
+const FRAGMENT: u32 = 7;
+
+impl Cursor {
+    /// Appends what the client is to see of this batch, as framed messages, and moves behind it. Says how many events
+    /// that was; `None` if the client is sent nothing at all.
+    pub fn show(&mut self, batch: &Batch, out: &mut BytesMut) -> Option<usize> {
+        if batch.events.is_empty() {
+            // A progress notice is true for a client only if it has been shown everything before.
+            let due = self.wishes.progress_notify && batch.header.revision >= self.next_revision - 1;
+            return due.then(|| {
+                self.next_revision = self.next_revision.max(batch.header.revision + 1);
+                put_response(out, &batch.header, self.watch_id, false, &[]);
+                0
+            });
+        }
+        if batch.last_revision() < self.next_revision {
+            return None;
+        }
+        let (fields, end_of) = batch.fields(self.wishes.prev_kv);
+        let wanted = |event: &Event| event.mod_revision >= self.next_revision && self.wishes.wants(event.kind);
+        // Runs of wanted events are copied as one piece; mostly that is the whole batch.
+        let mut pieces: Vec<(usize, usize)> = Vec::with_capacity(1);
+        let mut count = 0;
+        let mut start = 0;
+        for (index, event) in batch.events.iter().enumerate() {
+            let end = end_of(index);
+            if wanted(event) {
+                count += 1;
+                match pieces.last_mut() {
+                    Some(last) if last.1 == start && !self.wishes.fragment => last.1 = end,
+                    _ => pieces.push((start, end)),
+                }
+            }
+            start = end;
+        }
+        self.next_revision = batch.last_revision() + 1;
+        if pieces.is_empty() {
+            return None;
+        }
+        let slices: Vec<&[u8]> = pieces.iter().map(|(start, end)| &fields[*start..*end]).collect();
+        if self.wishes.fragment {
+            put_fragments(out, &batch.header, self.watch_id, &slices);
+        } else {
+            put_response(out, &batch.header, self.watch_id, false, &slices);
+        }
+        Some(count)
+    }
+}
+
+impl Wishes {
+    fn wants(&self, kind: EventKind) -> bool {
+        match kind {
+            EventKind::Put => !self.no_put,
+            EventKind::Delete => !self.no_delete,
+            EventKind::Unknown => true,
+        }
+    }
+
+    pub fn filters(&self) -> bool {
+        self.no_put || self.no_delete
+    }
+}
+
+/// Cuts between events so that no message but one of a single event is over the bound, as etcd does.
+fn put_fragments(out: &mut BytesMut, header: &ResponseHeader, watch_id: i64, events: &[&[u8]]) {
+    let mut rest = events;
+    loop {
+        let mut bytes = 0;
+        let fitting = rest.iter().take_while(|event| {
+            bytes += event.len();
+            bytes < FRAGMENT_BYTES
+        });
+        let count = fitting.count().max(1).min(rest.len());
+        let (now, later) = rest.split_at(count);
+        put_response(out, header, watch_id, !later.is_empty(), now);
+        if later.is_empty() {
+            return;
+        }
+        rest = later;
+    }
+}
+
+/// Appends one framed `WatchResponse` of events that are encoded already.
+fn put_response(out: &mut BytesMut, header: &ResponseHeader, watch_id: i64, fragment: bool, events: &[&[u8]]) {
+    let header_len = header.encoded_len();
+    let id_len = if watch_id == 0 { 0 } else { 1 + wire::varint_len(watch_id as u64) };
+    let events_len: usize = events.iter().map(|event| event.len()).sum();
+    let len = wire::bytes_field_len(HEADER, header_len) + id_len + if fragment { 2 } else { 0 } + events_len;
+    out.reserve(framing::PREFIX_LEN + len);
+    out.put_u8(0);
+    out.put_u32(u32::try_from(len).expect("a response is bounded by the messages that are taken from etcd, below 4 GiB"));
+    wire::put_bytes_header(out, HEADER, header_len);
+    header.encode_raw(out);
+    if watch_id != 0 {
+        wire::put_varint(out, u64::from(WATCH_ID) << 3);
+        wire::put_varint(out, watch_id as u64);
+    }
+    if fragment {
+        wire::put_varint(out, u64::from(FRAGMENT) << 3);
+        wire::put_varint(out, 1);
+    }
+    for event in events {
+        out.extend_from_slice(event);
+    }
+}

@@ -1,0 +1,392 @@
+//! One upstream watch as a bounded log of encoded events; clients are positions in it.
+//!
+//! A log knows which revisions it covers: every event on its range from `covered_from` on is in it or yet to come, and
+//! every event up to `covered_to` has come. What is dropped to keep within the bound moves `covered_from` up.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use bytes::{Bytes, BytesMut};
+use etcd_proxy_proto::etcdserverpb::ResponseHeader;
+use tokio::sync::{Notify, watch};
+
+use super::inbox::Inbox;
+use crate::rules::{
+    event::EventKind,
+    namespace::{Broken, Namespace},
+    wire,
+};
+
+/// The field `events` of a `WatchResponse`.
+const EVENTS_FIELD: u32 = 11;
+
+/// The events of one or more whole revisions, encoded once for all who read them; or none, for a progress notice.
+#[derive(Debug)]
+pub struct Batch {
+    pub header: ResponseHeader,
+    pub events: Vec<Event>,
+    /// All events, each as a whole field of a `WatchResponse`.
+    encoded: Bytes,
+    /// The same without previous values, made when first asked for.
+    without_prev_kv: OnceLock<(Bytes, Vec<usize>)>,
+}
+
+/// What a reader must know of one event.
+#[derive(Debug)]
+pub struct Event {
+    pub kind: EventKind,
+    pub mod_revision: i64,
+    /// Where the field ends in the batch's bytes; it begins where the one before ends.
+    end: usize,
+    /// Where, inside the field, the event's own bytes begin, and where its previous value begins (or the event ends).
+    body: usize,
+    prev_kv: usize,
+}
+
+impl Batch {
+    /// A notice that everything up to the header's revision has come.
+    pub fn progress(header: ResponseHeader) -> Self {
+        Self { header, events: Vec::new(), encoded: Bytes::new(), without_prev_kv: OnceLock::new() }
+    }
+
+    pub fn first_revision(&self) -> i64 {
+        self.events.first().map_or(self.header.revision, |event| event.mod_revision)
+    }
+
+    pub fn last_revision(&self) -> i64 {
+        self.events.last().map_or(self.header.revision, |event| event.mod_revision)
+    }
+
+    /// All events as fields of a `WatchResponse`, and where each ends.
+    pub fn fields(&self, prev_kv: bool) -> (&Bytes, impl Fn(usize) -> usize + '_) {
+        if prev_kv || self.events.iter().all(|event| event.prev_kv == event.end) {
+            let ends: &[usize] = &[];
+            return (&self.encoded, FieldEnds { events: &self.events, ends }.into_fn());
+        }
+        let (bytes, ends) = self.without_prev_kv.get_or_init(|| self.strip_prev_kv());
+        (bytes, FieldEnds { events: &self.events, ends }.into_fn())
+    }
+
+    fn strip_prev_kv(&self) -> (Bytes, Vec<usize>) {
+        let mut out = BytesMut::with_capacity(self.encoded.len());
+        let mut ends = Vec::with_capacity(self.events.len());
+        for event in &self.events {
+            let body = &self.encoded[event.body..event.prev_kv];
+            wire::put_bytes_header(&mut out, EVENTS_FIELD, body.len());
+            out.extend_from_slice(body);
+            ends.push(out.len());
+        }
+        (out.freeze(), ends)
+    }
+
+    /// What the batch counts against the log's bound: its bytes and its bookkeeping.
+    pub fn weight(&self) -> usize {
+        self.encoded.len() + self.events.len() * size_of::<Event>() + size_of::<Self>()
+    }
+}
+
+struct FieldEnds<'a> {
+    events: &'a [Event],
+    ends: &'a [usize],
+}
+
+impl<'a> FieldEnds<'a> {
+    fn into_fn(self) -> impl Fn(usize) -> usize + 'a {
+        move |index| self.ends.get(index).copied().unwrap_or_else(|| self.events[index].end)
+    }
+}
+
+/// Collects the events of an upstream response, or of several fragments of one, into batches of whole revisions.
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    events: Vec<Event>,
+    encoded: BytesMut,
+    scratch: BytesMut,
+}
+
+impl BatchBuilder {
+    /// Adds one encoded `mvccpb.Event`, its keys stripped of the namespace.
+    pub fn push(&mut self, namespace: &Namespace, event: &[u8]) -> Result<(), Broken> {
+        self.scratch.clear();
+        let view = namespace.strip_event(event, &mut self.scratch)?;
+        let body = &self.scratch[view.event.clone()];
+        wire::put_bytes_header(&mut self.encoded, EVENTS_FIELD, body.len());
+        let start = self.encoded.len();
+        self.encoded.extend_from_slice(body);
+        let prev_kv = start + (view.without_prev_kv().end - view.event.start);
+        self.events.push(Event {
+            kind: view.kind,
+            mod_revision: view.mod_revision,
+            end: self.encoded.len(),
+            body: start,
+            prev_kv,
+        });
+        Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// All that has been collected.
+    pub fn finish(&mut self, header: ResponseHeader) -> Option<Batch> {
+        (!self.events.is_empty()).then(|| Batch {
+            header,
+            events: std::mem::take(&mut self.events),
+            encoded: self.encoded.split().freeze(),
+            without_prev_kv: OnceLock::new(),
+        })
+    }
+
+    /// What is whole while more fragments follow: everything before the last revision, which may go on.
+    pub fn finish_whole_revisions(&mut self, header: ResponseHeader) -> Option<Batch> {
+        let last = self.events.last()?.mod_revision;
+        let count = self.events.iter().position(|event| event.mod_revision == last)?;
+        if count == 0 {
+            return None;
+        }
+        let rest = self.events.split_off(count);
+        let cut = self.events.last().map_or(0, |event| event.end);
+        let encoded = self.encoded.split_to(cut).freeze();
+        let whole = std::mem::replace(&mut self.events, rest);
+        for event in &mut self.events {
+            event.end -= cut;
+            event.body -= cut;
+            event.prev_kv -= cut;
+        }
+        Some(Batch { header, events: whole, encoded, without_prev_kv: OnceLock::new() })
+    }
+}
+
+/// Why nothing more will come.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// etcd ended the watch: what it said, with the id left out.
+    Canceled { header: ResponseHeader, compact_revision: i64, reason: String },
+    /// A catch-up has shown everything before this revision, and the reader goes on elsewhere.
+    Continue { next_revision: i64 },
+    /// The reader must ask again for where it stands; etcd could not be asked, or closed the log for want of readers.
+    Closed,
+}
+
+/// What is at a position.
+pub enum Read {
+    Batch(Arc<Batch>),
+    /// Nothing yet.
+    Wait,
+    /// It was dropped to keep the log within its bound.
+    Fallen,
+    Ended(End),
+}
+
+/// The opening of the upstream watch: how etcd answered the create.
+pub type Opened = Result<ResponseHeader, Refused>;
+
+/// etcd's refusal of a create.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub header: ResponseHeader,
+    pub reason: String,
+}
+
+pub struct Log {
+    max_bytes: usize,
+    state: Mutex<State>,
+    opened: watch::Sender<Option<Opened>>,
+    /// Tells the one who fills a catch-up that there is room again.
+    room: Notify,
+}
+
+struct State {
+    batches: VecDeque<Arc<Batch>>,
+    /// The number of the first batch held.
+    first: u64,
+    bytes: usize,
+    covered_from: i64,
+    covered_to: i64,
+    end: Option<End>,
+    readers: Vec<Reader>,
+}
+
+struct Reader {
+    inbox: Arc<Inbox>,
+    watch: u64,
+}
+
+impl Log {
+    /// `covered_from` is the upstream watch's start, if it is known before etcd answers.
+    pub fn new(max_bytes: usize, covered_from: i64) -> Arc<Self> {
+        let state = State {
+            batches: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            covered_from,
+            covered_to: covered_from - 1,
+            end: None,
+            readers: Vec::new(),
+        };
+        Arc::new(Self { max_bytes, state: Mutex::new(state), opened: watch::Sender::new(None), room: Notify::new() })
+    }
+
+    /// Notes etcd's answer to the create. A watch from now begins after the revision of that answer.
+    pub fn note_opened(&self, opened: Opened, from_now: bool) {
+        match &opened {
+            Ok(header) if from_now => {
+                let mut state = self.lock();
+                state.covered_from = header.revision + 1;
+                state.covered_to = header.revision;
+            }
+            Ok(_) => (),
+            Err(Refused { header, reason }) => {
+                self.end(End::Canceled { header: *header, compact_revision: 0, reason: reason.clone() });
+            }
+        }
+        self.opened.send_replace(Some(opened));
+    }
+
+    pub fn is_opened(&self) -> bool {
+        self.opened.borrow().is_some()
+    }
+
+    /// Waits for etcd's answer to the create; `None` if the log was closed before.
+    pub async fn opened(&self) -> Option<Opened> {
+        let mut opened = self.opened.subscribe();
+        opened.wait_for(|opened| opened.is_some() || self.has_ended()).await.ok()?.clone()
+    }
+
+    pub fn covered_from(&self) -> i64 {
+        self.lock().covered_from
+    }
+
+    /// Where an upstream watch that replaces a broken one must begin.
+    pub fn resume_revision(&self) -> i64 {
+        self.lock().covered_to + 1
+    }
+
+    /// Adds events that are news; those that a resumed watch repeats are dropped.
+    pub fn append(&self, batch: Batch) {
+        let mut state = self.lock();
+        if batch.first_revision() <= state.covered_to || state.end.is_some() {
+            return;
+        }
+        state.covered_to = batch.last_revision();
+        self.push(&mut state, batch);
+    }
+
+    /// Notes that everything up to the header's revision has come, for readers who want to be told.
+    pub fn append_progress(&self, header: ResponseHeader) {
+        let mut state = self.lock();
+        if header.revision < state.covered_to || state.end.is_some() {
+            return;
+        }
+        state.covered_to = header.revision;
+        self.push(&mut state, Batch::progress(header));
+    }
+
+    /// Notes that everything up to this revision has come, for no reader in particular.
+    pub fn cover(&self, revision: i64) {
+        let mut state = self.lock();
+        state.covered_to = state.covered_to.max(revision);
+    }
+
+    /// Whether a catch-up should pause until its reader has taken more.
+    pub fn is_full(&self) -> bool {
+        self.lock().bytes >= self.max_bytes
+    }
+
+    /// Returns when a reader of a catch-up has taken something.
+    pub async fn room(&self) {
+        self.room.notified().await;
+    }
+
+    pub fn end(&self, end: End) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.end = Some(end);
+            wake(&state.readers);
+        }
+        drop(state);
+        // Those who wait for the opening look again and find the end.
+        self.opened.send_modify(|_| ());
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.lock().end.is_some()
+    }
+
+    /// Lets no new reader begin where etcd would refuse it. Those that are here keep their place, as a watcher of
+    /// etcd's does that has been sent its events already.
+    pub fn compacted(&self, revision: i64) {
+        let mut state = self.lock();
+        state.covered_from = state.covered_from.max(revision.min(state.covered_to + 1));
+    }
+
+    /// A new reader's position: the first batch that holds `revision` or what comes after it. `None` if that has been
+    /// dropped already.
+    pub fn subscribe(&self, revision: i64, inbox: &Arc<Inbox>, watch: u64) -> Option<u64> {
+        let mut state = self.lock();
+        if revision < state.covered_from {
+            return None;
+        }
+        let skipped = state.batches.partition_point(|batch| batch.last_revision() < revision);
+        state.readers.push(Reader { inbox: inbox.clone(), watch });
+        Some(state.first + skipped as u64)
+    }
+
+    pub fn unsubscribe(&self, inbox: &Arc<Inbox>, watch: u64) {
+        let mut state = self.lock();
+        let found = state.readers.iter().position(|reader| reader.watch == watch && Arc::ptr_eq(&reader.inbox, inbox));
+        if let Some(index) = found {
+            state.readers.swap_remove(index);
+        }
+    }
+
+    pub fn read(&self, position: u64) -> Read {
+        let state = self.lock();
+        let Some(index) = position.checked_sub(state.first) else { return Read::Fallen };
+        match state.batches.get(usize::try_from(index).unwrap_or(usize::MAX)) {
+            Some(batch) => Read::Batch(batch.clone()),
+            None => state.end.clone().map_or(Read::Wait, Read::Ended),
+        }
+    }
+
+    /// Drops what the one reader of a catch-up has taken.
+    pub fn release_before(&self, position: u64) {
+        let mut state = self.lock();
+        while state.first < position && !state.batches.is_empty() {
+            drop_first(&mut state);
+        }
+        drop(state);
+        self.room.notify_one();
+    }
+
+    fn push(&self, state: &mut State, batch: Batch) {
+        state.bytes += batch.weight();
+        state.batches.push_back(Arc::new(batch));
+        // One batch is kept whatever its size: it is on its way to the readers that are awake.
+        while state.bytes > self.max_bytes && state.batches.len() > 1 {
+            drop_first(state);
+        }
+        wake(&state.readers);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds a log")
+    }
+}
+
+fn drop_first(state: &mut State) {
+    if let Some(batch) = state.batches.pop_front() {
+        state.bytes -= batch.weight();
+        state.first += 1;
+        state.covered_from = state.covered_from.max(batch.last_revision() + 1);
+    }
+}
+
+fn wake(readers: &[Reader]) {
+    for reader in readers {
+        reader.inbox.wake(reader.watch);
+    }
+}
