@@ -1,10 +1,12 @@
 //! The command line: read it, start what it says, and end with the exit code that etcd's users know.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use etcd_proxy::{
     app, config,
-    flags::{self, Flags, Invocation, Refusal},
+    flags::{self, Flags, Invocation, LogFormat, Refusal},
+    logging,
+    notify::Notifier,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -26,6 +28,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// How long the last log lines may take to be written.
+const LOG_FLUSH: Duration = Duration::from_secs(1);
+
 fn refuse(refusal: &Refusal) -> ExitCode {
     eprint!("{refusal}");
     failure()
@@ -36,12 +41,22 @@ fn failure() -> ExitCode {
 }
 
 fn run(flags: &Flags, warnings: impl Iterator<Item = String>) -> ExitCode {
+    let format = match flags.log_format {
+        LogFormat::Json => logging::Format::Json,
+        LogFormat::Text => logging::Format::Text,
+    };
+    if let Err(error) = logging::init(flags.level(), format) {
+        eprintln!("{error}");
+        return failure();
+    }
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), flags = flags.effective(), "starting etcd-proxy");
     let config = match config::configure(flags) {
         Ok(config) => config,
         Err(error) => {
+            logging::flush(LOG_FLUSH);
             eprintln!("{error}");
             return failure();
         }
@@ -53,10 +68,12 @@ fn run(flags: &Flags, warnings: impl Iterator<Item = String>) -> ExitCode {
             return failure();
         }
     };
-    runtime.block_on(serve(config))
+    let exit = runtime.block_on(serve(flags, config));
+    logging::flush(LOG_FLUSH);
+    exit
 }
 
-async fn serve(config: app::Config) -> ExitCode {
+async fn serve(flags: &Flags, config: app::Config) -> ExitCode {
     let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => {
@@ -71,11 +88,14 @@ async fn serve(config: app::Config) -> ExitCode {
             return failure();
         }
     };
-    tracing::info!(address = %running.address, "started gRPC proxy");
+    let notifier = Notifier::from_env();
+    tracing::info!(address = %flags.listen_addr, "started gRPC proxy");
+    notifier.ready();
     tokio::select! {
         _ = terminate.recv() => tracing::info!("received SIGTERM, draining"),
         _ = interrupt.recv() => tracing::info!("received SIGINT, draining"),
     }
+    notifier.stopping();
     let finished = tokio::select! {
         finished = running.drain() => finished,
         _ = terminate.recv() => false,
@@ -86,5 +106,6 @@ async fn serve(config: app::Config) -> ExitCode {
     } else {
         tracing::warn!("ending with calls under way");
     }
+    tracing::info!(address = %flags.listen_addr, "stop listening gRPC proxy client requests");
     ExitCode::SUCCESS
 }
