@@ -182,13 +182,14 @@ explain() {
   done <"$results"
 }
 
-# The first complaint in a test's log.
+# The first complaint in a test's log: a panic, else an assertion with the two
+# lines that say what was wrong, else the last line that the test itself logged.
 complaint() {
   local log=$work/logs/$1-$2.log
   {
     grep -m 1 -E '^panic: |^fatal error: ' "$log" ||
-      grep -m 1 -A 1 -E '^ +Error: ' "$log" ||
-      grep -m 1 -E '^ +[a-z_0-9]+\.go:[0-9]+: ' "$log" ||
+      grep -m 1 -A 2 -E '^[[:space:]]+Error: ' "$log" ||
+      grep -E '^[[:space:]]+[a-z_0-9]+\.go:[0-9]+: ' "$log" | grep -vE 'logger\.go|working directory' | tail -n 1 ||
       tail -n 1 "$log"
   } | tr -s '[:space:]' ' ' | tr '|' '/' | cut -c 1-300 || true
 }
