@@ -82,7 +82,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             metrics: shard_metrics.clone(),
         })
     };
-    let shards = Shards::start(&Arc::new(config.server), &metrics, &watcher, make_router).map_err(StartError::Thread)?;
+    let shards =
+        Shards::start(&Arc::new(config.server), &metrics, &watcher, make_router).map_err(StartError::Thread)?;
     tasks.push(tokio::spawn(async move { shards.accept(bound, watcher).await }));
     Ok(Running { address, endpoints, drain_timeout: config.drain_timeout, trigger, tasks })
 }

@@ -36,7 +36,8 @@ const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// Reads the files that the flags name.
 pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
-    let endpoints: Vec<Arc<Endpoint>> = flags.endpoints.iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
+    let endpoints: Vec<Arc<Endpoint>> =
+        flags.endpoints.iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
     Ok(app::Config {
         listen_address: flags.listen_addr.clone(),
         server: server::Config {

@@ -36,7 +36,9 @@ pub type Outcome = Result<Code, Gone>;
 pub async fn until<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     match deadline {
         None => work.await,
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(status::deadline_exceeded())),
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(status::deadline_exceeded()))
+        }
     }
 }
 
@@ -73,7 +75,10 @@ impl Requests {
             let data = data?;
             let held = joined.len() + first.as_ref().map_or(0, Bytes::len) + data.len();
             if held > self.limit + framing::PREFIX_LEN {
-                return Err(status::message_too_large(self.announced(first.as_deref().unwrap_or(&joined), held), self.limit));
+                return Err(status::message_too_large(
+                    self.announced(first.as_deref().unwrap_or(&joined), held),
+                    self.limit,
+                ));
             }
             match first.take() {
                 None if joined.is_empty() => first = Some(data),
@@ -90,7 +95,9 @@ impl Requests {
     pub fn unframe(&self, body: &Bytes) -> Result<Bytes, Status> {
         match framing::parse_prefix(body) {
             Ok(Some((true, _))) => Err(self.compressed()),
-            Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => Ok(body.slice(framing::PREFIX_LEN..)),
+            Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => {
+                Ok(body.slice(framing::PREFIX_LEN..))
+            }
             Ok(Some((false, size))) if body.len() < framing::PREFIX_LEN + size => Err(status::request_cut_short()),
             Ok(Some(_)) => Err(status::more_than_one_request()),
             Ok(None) => Err(status::request_cut_short()),
@@ -152,7 +159,11 @@ impl Replies {
     }
 
     /// Asks for room to send, and gets what there is; `Pending` until there is some.
-    pub fn poll_room(&mut self, context: &mut std::task::Context<'_>, wanted: usize) -> std::task::Poll<Result<usize, Gone>> {
+    pub fn poll_room(
+        &mut self,
+        context: &mut std::task::Context<'_>,
+        wanted: usize,
+    ) -> std::task::Poll<Result<usize, Gone>> {
         let Some(send) = self.send.as_mut() else { return std::task::Poll::Ready(Err(Gone)) };
         send.reserve_capacity(wanted);
         send.poll_capacity(context).map(|capacity| match capacity {

@@ -7,6 +7,7 @@ mod check;
 mod file;
 mod help;
 mod parse;
+mod scan;
 #[cfg(test)]
 mod tests;
 

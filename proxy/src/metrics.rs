@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector, exponential_buckets,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+    exponential_buckets,
 };
 use tonic::Code;
 
@@ -62,7 +63,10 @@ impl Metrics {
             &METHOD_LABELS,
         );
         let handled = IntCounterVec::new(
-            Opts::new("grpc_server_handled_total", "Total number of RPCs completed on the server, regardless of success or failure."),
+            Opts::new(
+                "grpc_server_handled_total",
+                "Total number of RPCs completed on the server, regardless of success or failure.",
+            ),
             &["grpc_code", "grpc_method", "grpc_service", "grpc_type"],
         );
         let client_watches = IntGauge::new("etcd_proxy_client_watches", "Watches that clients hold.");
@@ -88,7 +92,8 @@ impl Metrics {
         let keepalives_sent = IntCounter::new("etcd_proxy_keepalives_sent_total", "Lease keepalive requests that went to etcd.");
         let buckets = exponential_buckets(0.000_1, 2.0, 18).expect("a positive start, factor and count");
         let upstream_seconds = HistogramVec::new(
-            HistogramOpts::new("etcd_proxy_upstream_seconds", "Time until etcd began to answer, in seconds.").buckets(buckets),
+            HistogramOpts::new("etcd_proxy_upstream_seconds", "Time until etcd began to answer, in seconds.")
+                .buckets(buckets),
             &["endpoint", "grpc_method", "grpc_code"],
         );
         let upstream_failures = IntCounterVec::new(
@@ -131,7 +136,9 @@ impl Metrics {
     }
 
     pub fn upstream_answered(&self, endpoint: &str, method: &Method, code: Code, elapsed: Duration) {
-        self.upstream_seconds.with_label_values(&[endpoint, method.name(), code_name(code)]).observe(elapsed.as_secs_f64());
+        self.upstream_seconds
+            .with_label_values(&[endpoint, method.name(), code_name(code)])
+            .observe(elapsed.as_secs_f64());
     }
 
     pub fn upstream_failed(&self, endpoint: &str, method: &Method, kind: Upstream) {

@@ -91,7 +91,9 @@ impl Router {
                 let answer = leases::list(&self.upstream, &self.namespace, &caller, method);
                 calls::answer(answer, requests, replies, deadline).await
             }
-            Lane::MemberList => self.cluster.member_list(&self.upstream, &caller, method, requests, replies, deadline).await,
+            Lane::MemberList => {
+                self.cluster.member_list(&self.upstream, &caller, method, requests, replies, deadline).await
+            }
             Lane::HealthCheck => self.health.check(requests, replies).await,
             Lane::HealthWatch => self.health.watch(requests, replies).await,
         }
@@ -101,7 +103,10 @@ impl Router {
 /// `application/grpc` and its kin, such as `application/grpc+proto`.
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     })
 }
 
@@ -150,7 +155,9 @@ mod tests {
 
     #[test]
     fn deadlines_are_read_in_every_unit_and_nonsense_is_none() {
-        let left = |text: &str| deadline(&headers("grpc-timeout", text)).map(|at| at.saturating_duration_since(Instant::now()));
+        let left = |text: &str| {
+            deadline(&headers("grpc-timeout", text)).map(|at| at.saturating_duration_since(Instant::now()))
+        };
         assert!(left("5S").expect("five seconds") > Duration::from_secs(4));
         assert!(left("99999999H").is_some());
         assert!(left("100m").expect("a tenth of a second") <= Duration::from_millis(100));

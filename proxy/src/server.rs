@@ -22,13 +22,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{
-    drain::Watcher,
-    metrics::Metrics,
-    router::Router,
-    rules::caller::Connection,
-    tls::ServerTls,
-};
+use crate::{drain::Watcher, metrics::Metrics, router::Router, rules::caller::Connection, tls::ServerTls};
 
 mod prefaced;
 
@@ -117,7 +111,8 @@ impl Shards {
             let (door, sockets) = mpsc::channel(DEAL_QUEUE);
             doors.push(door);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let shard = Shard { config: config.clone(), metrics: metrics.clone(), drain: drain.clone(), open: open.clone() };
+            let shard =
+                Shard { config: config.clone(), metrics: metrics.clone(), drain: drain.clone(), open: open.clone() };
             let make_router = make_router.clone();
             thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
                 runtime.block_on(async move {

@@ -10,10 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use h2::{
-    RecvStream, SendStream,
-    client::ResponseFuture,
-};
+use h2::{RecvStream, SendStream, client::ResponseFuture};
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request};
 
 use crate::{
@@ -92,7 +89,12 @@ enum Failure {
 }
 
 impl Upstream {
-    pub fn new(endpoints: Arc<Endpoints>, channel: Arc<channel::Config>, limits: Limits, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        endpoints: Arc<Endpoints>,
+        channel: Arc<channel::Config>,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self { endpoints, channels: Channels::new(channel), limits, metrics }
     }
 
@@ -147,7 +149,13 @@ impl Upstream {
     }
 
     /// A call to one endpoint only, for those who ask about that endpoint.
-    pub async fn call_endpoint(&self, endpoint: &Arc<Endpoint>, caller: &Caller, path: &str, body: Bytes) -> Result<Answer, Status> {
+    pub async fn call_endpoint(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        caller: &Caller,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer, Status> {
         self.attempt(caller, path, endpoint, body).await.map_err(|failure| match failure {
             Failure::Unsent(reason) => status::unreachable(reason),
             Failure::Broken(reason) => status::broken(reason),
@@ -185,13 +193,20 @@ impl Upstream {
         self.endpoints.pick(caller.connection.number, tried).is_some_and(|other| other.state().is_usable())
     }
 
-    async fn attempt(&self, caller: &Caller, path: &str, endpoint: &Arc<Endpoint>, body: Bytes) -> Result<Answer, Failure> {
+    async fn attempt(
+        &self,
+        caller: &Caller,
+        path: &str,
+        endpoint: &Arc<Endpoint>,
+        body: Bytes,
+    ) -> Result<Answer, Failure> {
         let (response, mut send, place) = self.begin(caller, path, endpoint).await?;
         // The request is held whole already, so letting h2 queue it costs nothing more.
         send.send_data(body, true).map_err(|error| classify(&error))?;
         let response = response.await.map_err(|error| classify(&error))?;
         let (parts, stream) = response.into_parts();
-        Ok(Answer { endpoint: endpoint.clone(), headers: parts.headers, body: Body { stream, _place: place } }.checked(parts.status))
+        Ok(Answer { endpoint: endpoint.clone(), headers: parts.headers, body: Body { stream, _place: place } }
+            .checked(parts.status))
     }
 
     async fn begin(
@@ -238,7 +253,8 @@ impl Answer {
     /// A proxy or load balancer before etcd may answer with an HTTP error that is no gRPC answer at all.
     fn checked(mut self, http_status: http::StatusCode) -> Self {
         if !http_status.is_success() && !self.headers.contains_key("grpc-status") {
-            let status = Status::unavailable(format!("unexpected HTTP status code received from server: {http_status}"));
+            let status =
+                Status::unavailable(format!("unexpected HTTP status code received from server: {http_status}"));
             self.headers = HeaderMap::new();
             self.headers.insert("grpc-status", HeaderValue::from(status.code() as i32));
             if let Ok(message) = HeaderValue::from_str(status.message()) {
@@ -291,7 +307,10 @@ impl Collected {
         match (self.code(), self.message) {
             (Code::Ok, Some(message)) => Ok(message),
             (Code::Ok, None) => Err(status::unreadable_answer("no message")),
-            _ => Err(Status::from_header_map(&self.trailers).unwrap_or_else(|| Status::unknown("no status in the answer"))),
+            _ => {
+                Err(Status::from_header_map(&self.trailers)
+                    .unwrap_or_else(|| Status::unknown("no status in the answer")))
+            }
         }
     }
 }
@@ -304,7 +323,9 @@ pub fn code_of(trailers: &HeaderMap) -> Option<Code> {
 fn unframe_one(body: Bytes) -> Result<Option<Bytes>, Status> {
     match framing::parse_prefix(&body) {
         Ok(None) if body.is_empty() => Ok(None),
-        Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => Ok(Some(body.slice(framing::PREFIX_LEN..))),
+        Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => {
+            Ok(Some(body.slice(framing::PREFIX_LEN..)))
+        }
         Ok(Some((true, _))) => Err(status::unreadable_answer("it is compressed, which was not asked for")),
         Ok(_) => Err(status::unreadable_answer("it is not one whole message")),
         Err(error) => Err(status::unreadable_answer(error)),

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use clap::{Arg, CommandFactory};
 
-use super::parse::{Command, env_name, kind};
+use super::parse::env_name;
+use super::scan::{Command, kind};
 use super::{Flags, GROUPS, OURS};
 use crate::go;
 

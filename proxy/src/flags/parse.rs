@@ -1,6 +1,5 @@
 //! From the command line, the environment and the config file to `Flags`: cobra's and pflag's spelling, etcd's error texts.
 
-use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -11,10 +10,11 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, CommandFactory, FromArgMatches};
 
 use super::file::{self, FileValue};
+use super::scan::{Command, Table, Wrong, kind, scan, takes_any_bytes, usage_error};
 use super::{Flags, help};
 use crate::go;
 
-const ENV_PREFIX: &str = "ETCD_PROXY_";
+pub(super) const ENV_PREFIX: &str = "ETCD_PROXY_";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -77,20 +77,24 @@ pub fn parse(
         _ => &scan.words,
     };
     let command = Command::find(words)?;
-    match (command, scan.stop) {
-        (Command::Version, None | Some(Stop::Version)) | (Command::Root, Some(Stop::Version)) => {
-            return Ok(Invocation::Print(help::version()));
-        }
-        (_, Some(Stop::Version)) => return Err(usage_error(command, "unknown flag: --version", None)),
-        (_, Some(Stop::Error(message, hint))) => return Err(usage_error(command, &message, hint.as_deref())),
-        (_, Some(Stop::Help)) => return Ok(Invocation::Print(help::page(command))),
-        (Command::Start, None) => {}
-        (_, None) => {
-            return match scan.given.first() {
-                Some((flag, _)) => Err(usage_error(command, &format!("unknown flag: --{flag}"), None)),
-                None => Ok(Invocation::Print(help::page(command))),
-            };
-        }
+    if let Some(Wrong { message, hint }) = scan.wrong {
+        return Err(usage_error(command, &message, hint.as_deref()));
+    }
+    if scan.help {
+        return Ok(Invocation::Print(help::page(command)));
+    }
+    if command == Command::Version || (command == Command::Root && scan.version) {
+        return Ok(Invocation::Print(help::version()));
+    }
+    if scan.version {
+        return Err(usage_error(command, "unknown flag: --version", None));
+    }
+    if command != Command::Start {
+        // Flags of `start` without it mean nothing; without any flag either, the page says what there is.
+        return match scan.given.first() {
+            Some((flag, _)) => Err(usage_error(command, &format!("unknown flag: --{flag}"), None)),
+            None => Ok(Invocation::Print(help::page(command))),
+        };
     }
     let mut warnings: Vec<String> = words.iter().skip(2).map(|word| unused_argument(word)).collect();
     warnings.extend(environment.keys().filter_map(|name| table.misspelt_variable(name)));
@@ -105,210 +109,6 @@ fn unused_argument(word: &OsStr) -> String {
     format!(
         "the argument {word} is not used; the value of a boolean flag is written with an equals sign: --debug=false"
     )
-}
-
-// === the commands ===
-
-/// The commands of the program, as the words of the command line name them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
-    Root,
-    Group,
-    Start,
-    Version,
-}
-
-impl Command {
-    fn find(words: &[OsString]) -> Result<Command, Refusal> {
-        let texts: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        match texts.as_slice() {
-            [] => Ok(Command::Root),
-            ["version", ..] => Ok(Command::Version),
-            ["grpc-proxy"] => Ok(Command::Group),
-            ["grpc-proxy", "start", ..] => Ok(Command::Start),
-            ["grpc-proxy", unknown, ..] => Err(unknown_command(unknown, Command::Group)),
-            [unknown, ..] => Err(unknown_command(unknown, Command::Root)),
-        }
-    }
-
-    pub(super) fn path(self) -> &'static str {
-        match self {
-            Command::Root => "etcd-proxy",
-            Command::Group => "etcd-proxy grpc-proxy",
-            Command::Start => "etcd-proxy grpc-proxy start",
-            Command::Version => "etcd-proxy version",
-        }
-    }
-
-    fn children(self) -> &'static [&'static str] {
-        match self {
-            Command::Root => &["grpc-proxy", "help", "version"],
-            Command::Group => &["start"],
-            Command::Start | Command::Version => &[],
-        }
-    }
-}
-
-fn unknown_command(unknown: &str, parent: Command) -> Refusal {
-    let message = format!("unknown command {} for {}", go::quote(unknown), go::quote(parent.path()));
-    let hint = nearest(unknown, parent.children().iter().copied())
-        .map(|name| format!("\n\nDid you mean this?\n\t{name}\n"))
-        .unwrap_or_default();
-    Refusal::new(format!("Error: {message}{hint}\nRun '{} --help' for usage.\n{message}", parent.path()))
-}
-
-/// etcd prints the error above the usage, as cobra does, and once more below it, where it is seen.
-fn usage_error(command: Command, message: &str, hint: Option<&str>) -> Refusal {
-    let hint = hint.map(|name| format!(" (did you mean --{name}?)")).unwrap_or_default();
-    Refusal::new(format!("Error: {message}\n{}\n{message}{hint}", help::usage(command)))
-}
-
-// === the arguments ===
-
-/// What one flag is, as far as reading a command line goes.
-struct Table {
-    command: clap::Command,
-}
-
-impl Table {
-    fn new() -> Self {
-        let mut command = Flags::command();
-        command.build();
-        Table { command }
-    }
-
-    fn flags(&self) -> impl Iterator<Item = &Arg> {
-        self.command.get_arguments()
-    }
-
-    fn find(&self, name: &str) -> Option<&Arg> {
-        self.flags().find(|flag| flag.get_long() == Some(name))
-    }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.flags().filter_map(Arg::get_long)
-    }
-
-    /// A variable that is one or two letters away from one of ours is a mistake that would otherwise stay unseen.
-    ///
-    /// Kubernetes gives every Pod `ETCD_PROXY_SERVICE_HOST`, `ETCD_PROXY_PORT` and their like when a Service is named
-    /// etcd-proxy: these are nobody's mistake.
-    fn misspelt_variable(&self, name: &str) -> Option<String> {
-        let flag = name.strip_prefix(ENV_PREFIX)?.to_ascii_lowercase().replace('_', "-");
-        if self.find(&flag).is_some() || flag.contains("port") || flag.contains("service") {
-            return None;
-        }
-        let meant = env_name(nearest(&flag, self.names())?);
-        Some(format!("the environment variable {name} is not used; did you mean {meant}?"))
-    }
-}
-
-/// The type that help shows for a flag, which is pflag's name of it.
-pub(super) fn kind(flag: &Arg) -> &str {
-    flag.get_value_names().and_then(|names| names.first()).map_or("string", |name| name.as_str())
-}
-
-/// Whether a value may be any bytes, as Go's strings may: paths and the namespace.
-fn takes_any_bytes(flag: &Arg) -> bool {
-    let of = flag.get_value_parser().type_id();
-    of == TypeId::of::<Vec<u8>>() || of == TypeId::of::<PathBuf>() || of == TypeId::of::<Option<PathBuf>>()
-}
-
-/// The arguments sorted into words and flags. The first thing that ends the reading is kept; words are gathered
-/// to the end, since they say whose usage is to be shown.
-struct Scan {
-    words: Vec<OsString>,
-    given: Vec<(String, OsString)>,
-    stop: Option<Stop>,
-}
-
-enum Stop {
-    Help,
-    Version,
-    Error(String, Option<String>),
-}
-
-fn scan(table: &Table, arguments: Vec<OsString>) -> Scan {
-    let mut scan = Scan { words: Vec::new(), given: Vec::new(), stop: None };
-    let mut arguments = arguments.into_iter();
-    while let Some(argument) = arguments.next() {
-        let bytes = argument.as_bytes();
-        if bytes == b"--" {
-            scan.words.extend(arguments);
-            break;
-        }
-        let stop = if let Some(long) = bytes.strip_prefix(b"--") {
-            scan_long(table, long, &mut arguments, &mut scan.given)
-        } else if let Some(short) = bytes.strip_prefix(b"-").filter(|short| !short.is_empty()) {
-            Err(scan_short(table, short))
-        } else {
-            scan.words.push(argument);
-            Ok(())
-        };
-        if let Err(stop) = stop {
-            scan.stop.get_or_insert(stop);
-        }
-    }
-    scan
-}
-
-fn scan_long(
-    table: &Table,
-    long: &[u8],
-    arguments: &mut std::vec::IntoIter<OsString>,
-    given: &mut Vec<(String, OsString)>,
-) -> Result<(), Stop> {
-    if long.starts_with(b"-") || long.starts_with(b"=") {
-        return Err(Stop::Error(format!("bad flag syntax: --{}", String::from_utf8_lossy(long)), None));
-    }
-    let (name, attached) = match long.iter().position(|byte| *byte == b'=') {
-        Some(at) => (&long[..at], Some(OsStr::from_bytes(&long[at + 1..]).to_owned())),
-        None => (long, None),
-    };
-    let name = String::from_utf8_lossy(name).into_owned();
-    let value = match (table.find(&name), attached) {
-        (None, _) if name == "help" => return Err(Stop::Help),
-        (None, None) if name == "version" => return Err(Stop::Version),
-        (None, _) => {
-            let hint = nearest(&name, table.names()).map(str::to_owned);
-            return Err(Stop::Error(format!("unknown flag: --{name}"), hint));
-        }
-        (Some(_), Some(value)) => value,
-        // A boolean never takes the next argument.
-        (Some(flag), None) if kind(flag) == "bool" => OsString::from("true"),
-        (Some(_), None) => match arguments.next() {
-            Some(value) => value,
-            None => return Err(Stop::Error(format!("flag needs an argument: --{name}"), None)),
-        },
-    };
-    given.push((name, value));
-    Ok(())
-}
-
-/// There is no flag of one letter but `-h`; pflag reads letter by letter.
-fn scan_short(table: &Table, letters: &[u8]) -> Stop {
-    let letters = String::from_utf8_lossy(letters);
-    match letters.chars().next() {
-        Some('h') => Stop::Help,
-        first => {
-            let first = first.unwrap_or_default();
-            let name = letters.split('=').next().unwrap_or_default();
-            let hint = table.find(name).map(|_| name.to_owned());
-            Stop::Error(format!("unknown shorthand flag: {} in -{letters}", quote_char(first)), hint)
-        }
-    }
-}
-
-fn quote_char(c: char) -> String {
-    match c {
-        '\'' => "'\\''".to_owned(),
-        '"' => "'\"'".to_owned(),
-        c => {
-            let quoted = go::quote(c.encode_utf8(&mut [0; 4]));
-            format!("'{}'", &quoted[1..quoted.len() - 1])
-        }
-    }
 }
 
 // === the sources ===
@@ -457,36 +257,4 @@ fn trim(flag: &str, items: &mut Vec<String>, warnings: &mut Vec<String>) {
         warnings.push(format!("{flag} has blanks or empty items, which are dropped: {items:?}"));
         *items = trimmed;
     }
-}
-
-/// The name that a mistyped one most likely stands for.
-pub(super) fn nearest<'a>(mistyped: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // Two typing errors; in short names, where two letters are half of it, only one.
-    let tolerance = if mistyped.chars().count() < 5 { 1 } else { 2 };
-    names
-        .map(|name| (distance(mistyped, name), name))
-        .filter(|(distance, _)| *distance <= tolerance)
-        .min()
-        .map(|(_, name)| name)
-}
-
-/// How many letters must be put in, taken out or changed to make one text of the other.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    // Names of flags are short; a longer text is none of them, and must not cost the square of its length.
-    const LONGEST: usize = 64;
-    if left.len() > LONGEST || right.len() > LONGEST {
-        return usize::MAX;
-    }
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, r) in right.iter().enumerate() {
-            let changed = diagonal + usize::from(l != *r);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[right.len()]
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::CommandFactory;
 use proptest::prelude::*;
 
-use super::parse::kind;
+use super::scan::kind;
 use super::*;
 
 const START: [&str; 2] = ["grpc-proxy", "start"];
@@ -261,6 +261,7 @@ fn flags_may_stand_anywhere_and_in_every_spelling_of_pflag() {
     assert_eq!(start(&["--endpoints="]).endpoints, Vec::<String>::new());
     assert_eq!(start(&["--namespace", "--debug"]).namespace, b"--debug");
     assert_eq!(start(&["--listen-addr=a", "--listen-addr=b"]).listen_addr, "b");
+    assert_eq!(start(&["--help=false"]), Flags::default());
     assert_eq!(start(&["--data-dir="]).data_dir, PathBuf::new());
 }
 
@@ -343,6 +344,9 @@ fn a_wrong_command_line_is_refused_in_the_words_of_etcd() {
         (&["--=x"], "bad flag syntax: --=x"),
         (&["---x"], "bad flag syntax: ---x"),
         (&["help", "extra", "--bad"], "unknown flag: --bad"),
+        (&["--help", "--foo"], "unknown flag: --foo"),
+        (&["-hx"], "unknown shorthand flag: 'x' in -x"),
+        (&["-h=x"], "invalid argument \"x\" for \"-h, --help\" flag: strconv.ParseBool: parsing \"x\": invalid syntax"),
     ];
     for (words, message) in refusals {
         let usage = format!("Usage:\n  etcd-proxy grpc-proxy start [flags]\n\n{ENDPOINTS}:\n");

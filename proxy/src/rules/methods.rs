@@ -145,16 +145,37 @@ pub static METHODS: [Method; 51] = [
     row("/etcdserverpb.Cluster/MemberRemove", Unary, Write, Forward, NONE, Absent),
     row("/etcdserverpb.Cluster/MemberUpdate", Unary, Write, Forward, NONE, Absent),
     row("/etcdserverpb.KV/Compact", Unary, Write, Compact, NONE, Shown),
-    row("/etcdserverpb.KV/DeleteRange", Unary, Write, Forward, keys(Shape::DeleteRange, Some(Shape::DeleteRangeResponse)), Shown),
+    row(
+        "/etcdserverpb.KV/DeleteRange",
+        Unary,
+        Write,
+        Forward,
+        keys(Shape::DeleteRange, Some(Shape::DeleteRangeResponse)),
+        Shown,
+    ),
     row("/etcdserverpb.KV/Put", Unary, Write, Forward, keys(Shape::Put, Some(Shape::PutResponse)), Shown),
     row("/etcdserverpb.KV/Range", Unary, Read, Forward, keys(Shape::Range, Some(Shape::RangeResponse)), Shown),
-    row("/etcdserverpb.KV/RangeStream", ServerStream, Read, Forward, keys(Shape::Range, Some(Shape::RangeStreamResponse)), Absent),
+    row(
+        "/etcdserverpb.KV/RangeStream",
+        ServerStream,
+        Read,
+        Forward,
+        keys(Shape::Range, Some(Shape::RangeStreamResponse)),
+        Absent,
+    ),
     row("/etcdserverpb.KV/Txn", Unary, Write, Forward, keys(Shape::Txn, Some(Shape::TxnResponse)), Shown),
     row("/etcdserverpb.Lease/LeaseGrant", Unary, Write, Forward, NONE, Absent),
     row("/etcdserverpb.Lease/LeaseKeepAlive", Bidi, Write, KeepAlive, NONE, Absent),
     row("/etcdserverpb.Lease/LeaseLeases", Unary, Read, LeaseLeases, NONE, Absent),
     row("/etcdserverpb.Lease/LeaseRevoke", Unary, Write, Forward, NONE, Shown),
-    row("/etcdserverpb.Lease/LeaseTimeToLive", Unary, Read, Forward, Keys { request: None, response: Some(Shape::LeaseTimeToLiveResponse) }, Absent),
+    row(
+        "/etcdserverpb.Lease/LeaseTimeToLive",
+        Unary,
+        Read,
+        Forward,
+        Keys { request: None, response: Some(Shape::LeaseTimeToLiveResponse) },
+        Absent,
+    ),
     row("/etcdserverpb.Maintenance/Alarm", Unary, Write, Forward, NONE, Absent),
     row("/etcdserverpb.Maintenance/Defragment", Unary, Write, Forward, NONE, Absent),
     row("/etcdserverpb.Maintenance/Downgrade", Unary, Write, Forward, NONE, Absent),
@@ -166,9 +187,23 @@ pub static METHODS: [Method; 51] = [
     row("/etcdserverpb.Watch/Watch", Bidi, Read, Watch, NONE, Absent),
     row("/grpc.health.v1.Health/Check", Unary, Read, HealthCheck, NONE, Absent),
     row("/grpc.health.v1.Health/Watch", ServerStream, Read, HealthWatch, NONE, Absent),
-    row("/v3electionpb.Election/Campaign", Unary, Write, Forward, keys(Shape::Campaign, Some(Shape::CampaignResponse)), Shown),
+    row(
+        "/v3electionpb.Election/Campaign",
+        Unary,
+        Write,
+        Forward,
+        keys(Shape::Campaign, Some(Shape::CampaignResponse)),
+        Shown,
+    ),
     row("/v3electionpb.Election/Leader", Unary, Read, Forward, keys(Shape::Leader, Some(Shape::LeaderResponse)), Shown),
-    row("/v3electionpb.Election/Observe", ServerStream, Read, Forward, keys(Shape::Leader, Some(Shape::LeaderResponse)), Absent),
+    row(
+        "/v3electionpb.Election/Observe",
+        ServerStream,
+        Read,
+        Forward,
+        keys(Shape::Leader, Some(Shape::LeaderResponse)),
+        Absent,
+    ),
     row("/v3electionpb.Election/Proclaim", Unary, Write, Forward, keys(Shape::Proclaim, None), Shown),
     row("/v3electionpb.Election/Resign", Unary, Write, Forward, keys(Shape::Resign, None), Shown),
     row("/v3lockpb.Lock/Lock", Unary, Write, Forward, keys(Shape::Lock, Some(Shape::LockResponse)), Shown),
@@ -191,7 +226,8 @@ mod tests {
 
     #[test]
     fn every_rpc_of_etcd_has_a_row() {
-        let descriptors = prost_types::FileDescriptorSet::decode(etcd_proxy_proto::FILE_DESCRIPTOR_SET).expect("the committed descriptors decode");
+        let descriptors = prost_types::FileDescriptorSet::decode(etcd_proxy_proto::FILE_DESCRIPTOR_SET)
+            .expect("the committed descriptors decode");
         let mut missing = Vec::new();
         for file in &descriptors.file {
             for service in &file.service {

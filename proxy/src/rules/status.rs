@@ -112,6 +112,8 @@ pub const REAUTHENTICATE_REASONS: [&str; 2] =
 /// Whether a status says that this member cannot serve now though another may.
 pub fn is_member_trouble(code: Code, message: &str) -> bool {
     code == Code::Unavailable
-        && matches!(message, "etcdserver: no leader" | "etcdserver: rpc not supported for learner" | "etcdserver: server stopped")
+        && matches!(
+            message,
+            "etcdserver: no leader" | "etcdserver: rpc not supported for learner" | "etcdserver: server stopped"
+        )
 }
-

@@ -47,7 +47,11 @@ impl<S: AsyncRead + Unpin> Prefaced<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Prefaced<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.given < self.read {
             let count = buffer.remaining().min(self.read - self.given);
             buffer.put_slice(&self.first[self.given..self.given + count]);

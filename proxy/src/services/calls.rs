@@ -106,7 +106,11 @@ impl Forward<'_> {
         }
         replies.begin(std::mem::take(&mut answer.headers))?;
         let mut size_check = SizeCheck::new(self.upstream.limits().max_answer);
-        let mut strip = shape.map(|shape| Strip { namespace: self.namespace, shape, decoder: Decoder::new(self.upstream.limits().max_answer) });
+        let mut strip = shape.map(|shape| Strip {
+            namespace: self.namespace,
+            shape,
+            decoder: Decoder::new(self.upstream.limits().max_answer),
+        });
         let mut wants_revision = method.revision == Revision::Shown;
         loop {
             let data = tokio::select! {
@@ -173,7 +177,13 @@ impl Forward<'_> {
 }
 
 /// Forwards an RPC that nobody here knows, both ways as bytes.
-pub async fn forward_unknown(upstream: &Upstream, caller: &Caller, path: &str, mut requests: Requests, mut replies: Replies) -> Outcome {
+pub async fn forward_unknown(
+    upstream: &Upstream,
+    caller: &Caller,
+    path: &str,
+    mut requests: Requests,
+    mut replies: Replies,
+) -> Outcome {
     let duplex = tokio::select! {
         biased;
         duplex = upstream.open(caller, path, &[]) => duplex,
@@ -341,7 +351,8 @@ mod tests {
         stream.extend_from_slice(&framing::frame(&[2; 41]));
         for step in 1..stream.len() {
             let mut check = SizeCheck::new(40);
-            let results: Vec<_> = stream.chunks(step).map(|chunk| check.pass(chunk).map_err(|status| status.code())).collect();
+            let results: Vec<_> =
+                stream.chunks(step).map(|chunk| check.pass(chunk).map_err(|status| status.code())).collect();
             assert!(results.contains(&Err(Code::ResourceExhausted)), "cut into {step}");
             let mut check = SizeCheck::new(41);
             assert!(stream.chunks(step).all(|chunk| check.pass(chunk).is_ok()), "cut into {step}");

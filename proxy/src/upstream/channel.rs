@@ -252,7 +252,9 @@ async fn connect(config: &Config, endpoint: &Endpoint) -> Result<(SendRequest<By
         Security::IfConfigured => config.tls.as_ref().map(ClientTls::config),
         Security::Always => Some(match &config.tls {
             Some(tls) => tls.config(),
-            None => system_tls().map_err(|error| DialError::Tls { address: address(), source: io::Error::other(error) })?.config(),
+            None => system_tls()
+                .map_err(|error| DialError::Tls { address: address(), source: io::Error::other(error) })?
+                .config(),
         }),
     };
     let socket = match tls {

@@ -78,7 +78,9 @@ impl State {
 
 /// An endpoint that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("endpoint {endpoint:?} {problem}; write host:port, http://host:port, https://host:port, unix://path or unixs://path")]
+#[error(
+    "endpoint {endpoint:?} {problem}; write host:port, http://host:port, https://host:port, unix://path or unixs://path"
+)]
 pub struct BadEndpoint {
     endpoint: String,
     problem: &'static str,
@@ -204,7 +206,11 @@ mod tests {
 
     fn check(text: &str, address: Address, server_name: &str, security: Security) {
         let endpoint = Endpoint::parse(text).expect(text);
-        assert_eq!((&endpoint.address, endpoint.server_name.as_str(), endpoint.security), (&address, server_name, security), "{text}");
+        assert_eq!(
+            (&endpoint.address, endpoint.server_name.as_str(), endpoint.security),
+            (&address, server_name, security),
+            "{text}"
+        );
     }
 
     #[test]
@@ -222,7 +228,8 @@ mod tests {
 
     #[test]
     fn what_no_one_could_dial_is_refused_with_a_remedy() {
-        for text in ["", "  ", "ftp://x:1", "http://", "host", "host:port", "::1:2379", "http://host:70000", "unix://"] {
+        for text in ["", "  ", "ftp://x:1", "http://", "host", "host:port", "::1:2379", "http://host:70000", "unix://"]
+        {
             let error = Endpoint::parse(text).expect_err(text).to_string();
             assert!(error.contains("host:port"), "{error}");
         }

@@ -19,7 +19,11 @@ pub struct Endpoints {
 
 impl Endpoints {
     pub fn new(list: Vec<Arc<Endpoint>>) -> Arc<Self> {
-        Arc::new(Self { list: ArcSwap::from_pointee(list), version: watch::Sender::new(0), serving: watch::Sender::new(false) })
+        Arc::new(Self {
+            list: ArcSwap::from_pointee(list),
+            version: watch::Sender::new(0),
+            serving: watch::Sender::new(false),
+        })
     }
 
     pub fn list(&self) -> Arc<Vec<Arc<Endpoint>>> {
