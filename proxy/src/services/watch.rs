@@ -14,6 +14,8 @@ mod cursor;
 mod feed;
 pub mod hub;
 mod inbox;
+#[cfg(test)]
+mod law;
 mod log;
 mod session;
 

@@ -185,7 +185,7 @@ impl Task {
         };
         let mut backoff = FIRST_BACKOFF;
         let mut avoid: Vec<Arc<Endpoint>> = Vec::new();
-        let mut broken_without_leader = 0;
+        let mut no_leader = None;
         loop {
             while self.is_idle() {
                 match self.commands.recv().await {
@@ -213,21 +213,21 @@ impl Task {
             };
             self.parts.metrics.watch_resumes.inc();
             if let Some((endpoint, true)) = &endpoint {
+                tracing::debug!(endpoint = %endpoint.name, %status, "watch stream broke, resuming");
                 backoff = FIRST_BACKOFF;
                 avoid.clear();
-                broken_without_leader = 0;
-                tracing::debug!(endpoint = %endpoint.name, %status, "watch stream broke, resuming");
+                no_leader = None;
             }
-            let no_leader = status.message() == status::no_leader().message();
-            if no_leader && self.parts.caller.credentials().require_leader {
-                broken_without_leader += 1;
-                if broken_without_leader >= self.parts.upstream.endpoints().list().len() {
+            if status.message() == status::no_leader().message() {
+                no_leader = Some(status);
+            }
+            // The member that just failed is tried last; without one, no member could be reached at all.
+            let all_failed = endpoint.is_none();
+            avoid.extend(endpoint.map(|(endpoint, _)| endpoint));
+            if all_failed || avoid.len() >= self.parts.upstream.endpoints().list().len() {
+                if let Some(status) = no_leader.take().filter(|_| self.parts.caller.credentials().require_leader) {
                     return self.fail(status);
                 }
-            }
-            // The member that just failed comes last; once all have failed, all are worth another try.
-            avoid.extend(endpoint.map(|(endpoint, _)| endpoint));
-            if avoid.len() >= self.parts.upstream.endpoints().list().len() {
                 avoid.clear();
                 sleep(backoff).await;
                 backoff = (backoff * 2).min(MAX_BACKOFF);

@@ -51,10 +51,6 @@ impl Batch {
         Self { header, events: Vec::new(), encoded: Bytes::new(), without_prev_kv: OnceLock::new() }
     }
 
-    pub fn first_revision(&self) -> i64 {
-        self.events.first().map_or(self.header.revision, |event| event.mod_revision)
-    }
-
     pub fn last_revision(&self) -> i64 {
         self.events.last().map_or(self.header.revision, |event| event.mod_revision)
     }
@@ -265,10 +261,10 @@ impl Log {
         self.lock().covered_to + 1
     }
 
-    /// Adds events that are news; those that a resumed watch repeats are dropped.
+    /// Adds events, unless all of them have come before. What a batch repeats in part no reader shows twice.
     pub fn append(&self, batch: Batch) {
         let mut state = self.lock();
-        if batch.first_revision() <= state.covered_to || state.end.is_some() {
+        if batch.last_revision() <= state.covered_to || state.end.is_some() {
             return;
         }
         state.covered_to = batch.last_revision();

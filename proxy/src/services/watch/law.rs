@@ -1,0 +1,212 @@
+//! The law of coalescing, as a property test: whatever the batches, the bound of the log, the pace of the reader and
+//! the breaks of the stream, a reader is shown exactly what a watch of its own on etcd would have shown.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use etcd_proxy_proto::{
+    etcdserverpb::{ResponseHeader, WatchResponse},
+    mvccpb::{Event, KeyValue, event::EventType},
+};
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::{
+    cursor::{Cursor, Wishes},
+    inbox::Inbox,
+    log::{BatchBuilder, Log, Read},
+};
+use crate::rules::{framing::Decoder, namespace::Namespace};
+
+/// The prefix that a client must never see.
+const PREFIX: &[u8] = b"ns/";
+/// A reader's first subscription is number 0 of its inbox.
+const WATCH: u64 = 0;
+
+#[derive(Clone, Debug)]
+struct Store {
+    events: Vec<Event>,
+}
+
+fn stores() -> impl Strategy<Value = Store> {
+    let event = (any::<bool>(), 0_u8..5, proptest::option::of(0_usize..40), 0_usize..200);
+    proptest::collection::vec(proptest::collection::vec(event, 1..4), 1..40).prop_map(|revisions| {
+        let mut events = Vec::new();
+        for (index, revision) in revisions.into_iter().enumerate() {
+            let mod_revision = index as i64 + 2;
+            for (is_delete, key, prev, size) in revision {
+                let kv = KeyValue {
+                    key: [PREFIX, &[b'k', key]].concat().into(),
+                    value: if is_delete { Bytes::new() } else { vec![key; size].into() },
+                    mod_revision,
+                    ..KeyValue::default()
+                };
+                let prev_kv = prev.map(|size| KeyValue { value: vec![7; size].into(), mod_revision: 1, ..kv.clone() });
+                let kind = if is_delete { EventType::Delete } else { EventType::Put };
+                events.push(Event { r#type: kind as i32, kv: Some(kv), prev_kv });
+            }
+        }
+        Store { events }
+    })
+}
+
+fn wishes() -> impl Strategy<Value = Wishes> {
+    any::<(bool, bool, bool, bool)>().prop_map(|(no_put, no_delete, prev_kv, fragment)| Wishes {
+        no_put,
+        no_delete,
+        prev_kv,
+        progress_notify: false,
+        fragment,
+    })
+}
+
+impl Store {
+    fn last_revision(&self) -> i64 {
+        self.events.last().and_then(|event| event.kv.as_ref()).map_or(1, |kv| kv.mod_revision)
+    }
+
+    /// Sends the events of these revisions as one upstream response, or as two fragments cut anywhere.
+    fn send(&self, log: &Log, from: i64, to: i64, cut: usize) {
+        let revision_of = |event: &&Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+        let events: Vec<&Event> = self.events.iter().filter(|event| (from..=to).contains(&revision_of(event))).collect();
+        let header = ResponseHeader { revision: self.last_revision(), ..ResponseHeader::default() };
+        let mut builder = BatchBuilder::default();
+        for (index, event) in events.iter().enumerate() {
+            if index == cut
+                && let Some(batch) = builder.finish_whole_revisions(header)
+            {
+                log.append(batch);
+            }
+            builder.push(&Namespace::new(PREFIX), &event.encode_to_vec()).expect("the key is in the namespace");
+        }
+        if let Some(batch) = builder.finish(header) {
+            log.append(batch);
+        }
+    }
+
+    /// What a watch of its own would have shown.
+    fn expected(&self, start: i64, wishes: Wishes) -> Vec<Event> {
+        let wanted = |event: &&Event| {
+            let kv = event.kv.as_ref().expect("every event has one");
+            let filtered = if event.r#type == EventType::Delete as i32 { wishes.no_delete } else { wishes.no_put };
+            kv.mod_revision >= start && !filtered
+        };
+        let strip = |kv: KeyValue| KeyValue { key: kv.key.slice(PREFIX.len()..), ..kv };
+        let shown = self.events.iter().filter(wanted).cloned().map(|event| Event {
+            kv: event.kv.map(strip),
+            prev_kv: event.prev_kv.filter(|_| wishes.prev_kv).map(strip),
+            ..event
+        });
+        shown.collect()
+    }
+}
+
+struct Reader {
+    inbox: Arc<Inbox>,
+    cursor: Cursor,
+    log: Arc<Log>,
+    position: u64,
+    out: BytesMut,
+}
+
+impl Reader {
+    fn join(log: &Arc<Log>, start: i64, wishes: Wishes) -> Self {
+        let inbox = Arc::<Inbox>::default();
+        let position = log.subscribe(start, &inbox, WATCH).expect("the log is fresh");
+        let cursor = Cursor { watch_id: 5, next_revision: start, wishes };
+        Self { inbox, cursor, log: log.clone(), position, out: BytesMut::new() }
+    }
+
+    /// Reads at most this many batches; when it has fallen off the log, etcd gives it a new one from its next revision.
+    fn read(&mut self, store: &Store, sent: i64, batches: usize) {
+        for _ in 0..batches {
+            match self.log.read(self.position) {
+                Read::Batch(batch) => {
+                    self.cursor.show(&batch, &mut self.out);
+                    self.position += 1;
+                }
+                Read::Fallen => {
+                    let own = Log::new(usize::MAX, self.cursor.next_revision);
+                    store.send(&own, self.cursor.next_revision, sent, usize::MAX);
+                    while let Read::Batch(batch) = own.read(0) {
+                        self.cursor.show(&batch, &mut self.out);
+                        own.release_before(1);
+                    }
+                    self.position = self.log.subscribe(sent + 1, &self.inbox, WATCH).expect("the end is always held");
+                    self.cursor.next_revision = self.cursor.next_revision.max(sent + 1);
+                }
+                Read::Wait | Read::Ended(_) => return,
+            }
+        }
+    }
+
+    fn shown(&self) -> Vec<Event> {
+        let mut decoder = Decoder::new(usize::MAX);
+        decoder.push(&self.out.clone().freeze());
+        let mut events = Vec::new();
+        while let Some(message) = decoder.next().expect("whole frames") {
+            let response = WatchResponse::decode(message.bytes).expect("a whole message");
+            assert_eq!(response.watch_id, 5);
+            assert!(!response.events.is_empty(), "nothing is said where there is nothing to say");
+            events.extend(response.events);
+        }
+        assert!(decoder.is_at_boundary());
+        events
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_reader_is_shown_what_its_own_watch_would_have_shown(
+        store in stores(),
+        readers in proptest::collection::vec((wishes(), 0_i64..45, 0_usize..4), 1..5),
+        steps in proptest::collection::vec((1_i64..5, 0_usize..6, 0_i64..3), 1..60),
+        max_bytes in 1_usize..4000,
+    ) {
+        let log = Log::new(max_bytes, 1);
+        let mut readers: Vec<(Reader, i64, usize)> = readers
+            .into_iter()
+            .map(|(wishes, start, pace)| (Reader::join(&log, start.max(1), wishes), start, pace))
+            .collect();
+        let mut sent = 0;
+        for (count, cut, repeat) in steps.into_iter().chain([(i64::MAX / 2, 0, 0)]) {
+            let to = (sent + count).min(store.last_revision());
+            // A resumed stream may repeat what has come already.
+            store.send(&log, (sent + 1 - repeat).max(0), to, cut);
+            sent = to;
+            for (reader, _, pace) in &mut readers {
+                reader.read(&store, sent, *pace);
+            }
+        }
+        for (reader, start, _) in &mut readers {
+            reader.read(&store, sent, usize::MAX);
+            prop_assert_eq!(reader.shown(), store.expected(*start, reader.cursor.wishes));
+        }
+    }
+}
+
+#[test]
+fn a_large_revision_is_cut_into_fragments_only_for_those_who_asked() {
+    let event = |key: u8| Event {
+        kv: Some(KeyValue { key: [PREFIX, &[key]].concat().into(), value: vec![key; 1 << 20].into(), mod_revision: 2, ..KeyValue::default() }),
+        ..Event::default()
+    };
+    let store = Store { events: (0..5).map(event).collect() };
+    let count = |fragment: bool| {
+        let log = Log::new(usize::MAX, 1);
+        let mut reader = Reader::join(&log, 1, Wishes { fragment, ..Wishes::default() });
+        store.send(&log, 0, 2, usize::MAX);
+        reader.read(&store, 2, usize::MAX);
+        assert_eq!(reader.shown().len(), 5);
+        let mut decoder = Decoder::new(usize::MAX);
+        decoder.push(&reader.out.clone().freeze());
+        let mut fragments = Vec::new();
+        while let Some(message) = decoder.next().expect("whole frames") {
+            fragments.push(WatchResponse::decode(message.bytes).expect("a whole message").fragment);
+        }
+        fragments
+    };
+    assert_eq!(count(false), [false]);
+    let fragments = count(true);
+    assert!(fragments.len() >= 3 && fragments.iter().rev().skip(1).all(|fragment| *fragment) && !fragments[fragments.len() - 1]);
+}
