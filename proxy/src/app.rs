@@ -11,7 +11,12 @@ use crate::{
     router::Router,
     rules::namespace::Namespace,
     server::{self, Shards},
-    services::{cluster::Cluster, health::Health, keepalive::KeepAlives, watch::hub::{self, Hub}},
+    services::{
+        cluster::Cluster,
+        health::Health,
+        keepalive::KeepAlives,
+        watch::hub::{self, Hub},
+    },
     upstream::{self, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints},
 };
 

@@ -21,8 +21,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, CommandFactory, Parser};
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use crate::go;
 
@@ -313,7 +314,7 @@ impl Flags {
         if self.debug { tracing::Level::DEBUG } else { self.log_level }
     }
 
-    /// All flags and their values as one line of JSON, for the start-up log.
+    /// All flags with their values, for the start-up log: a command line that a shell reads back.
     ///
     /// No flag holds a secret by itself, only files that do; but a URL may carry a user and a password, and these are
     /// masked.
@@ -323,8 +324,31 @@ impl Flags {
         for url in urls.chain([&mut shown.advertise_client_url, &mut shown.listen_addr]) {
             *url = without_userinfo(url);
         }
-        serde_json::to_string(&shown).expect("a struct of texts, numbers and lists has a JSON form")
+        let values = serde_json::to_value(&shown).expect("a struct of texts, numbers and lists has a JSON form");
+        let names = Flags::command();
+        let names = names.get_arguments().filter_map(|flag| flag.get_long());
+        names.map(|name| format!("--{name}={}", shell_word(&plain(&values[name])))).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// A value as its flag is given it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(plain).collect();
+            let simple = !items.is_empty()
+                && items.iter().all(|item| !item.is_empty() && !item.contains([',', '"', '\n', '\r']));
+            if simple { items.join(",") } else { go::write_csv(&items) }
+        }
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+fn shell_word(text: &str) -> String {
+    let simple = |c: char| c.is_alphanumeric() || "-_./:,@%+=".contains(c);
+    if text.chars().all(simple) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn without_userinfo(url: &str) -> String {

@@ -76,8 +76,10 @@ impl Metrics {
             "etcd_proxy_watch_events_delivered_total",
             "Events handed to clients, each counted once per client watch that got it.",
         );
-        let watch_joins =
-            IntCounter::new("etcd_proxy_watch_joins_total", "Client watches that joined a shared watch that was already there.");
+        let watch_joins = IntCounter::new(
+            "etcd_proxy_watch_joins_total",
+            "Client watches that joined a shared watch that was already there.",
+        );
         let watch_catch_ups = IntCounter::new(
             "etcd_proxy_watch_catch_ups_total",
             "Client watches that needed an upstream watch of their own until they were level.",
@@ -86,10 +88,12 @@ impl Metrics {
             "etcd_proxy_watch_resumes_total",
             "Upstream watches that were taken up again after their stream broke.",
         );
-        let keepalive_streams = IntGauge::new("etcd_proxy_keepalive_streams", "LeaseKeepAlive RPCs that clients have open.");
+        let keepalive_streams =
+            IntGauge::new("etcd_proxy_keepalive_streams", "LeaseKeepAlive RPCs that clients have open.");
         let keepalives_received =
             IntCounter::new("etcd_proxy_keepalives_received_total", "Lease keepalive requests that came from clients.");
-        let keepalives_sent = IntCounter::new("etcd_proxy_keepalives_sent_total", "Lease keepalive requests that went to etcd.");
+        let keepalives_sent =
+            IntCounter::new("etcd_proxy_keepalives_sent_total", "Lease keepalive requests that went to etcd.");
         let buckets = exponential_buckets(0.000_1, 2.0, 18).expect("a positive start, factor and count");
         let upstream_seconds = HistogramVec::new(
             HistogramOpts::new("etcd_proxy_upstream_seconds", "Time until etcd began to answer, in seconds.")

@@ -122,7 +122,9 @@ fn put_response(out: &mut BytesMut, header: &ResponseHeader, watch_id: i64, frag
     let len = wire::bytes_field_len(HEADER, header_len) + id_len + if fragment { 2 } else { 0 } + events_len;
     out.reserve(framing::PREFIX_LEN + len);
     out.put_u8(0);
-    out.put_u32(u32::try_from(len).expect("a response is bounded by the messages that are taken from etcd, below 4 GiB"));
+    out.put_u32(
+        u32::try_from(len).expect("a response is bounded by the messages that are taken from etcd, below 4 GiB"),
+    );
     wire::put_bytes_header(out, HEADER, header_len);
     header.encode_raw(out);
     if watch_id != 0 {

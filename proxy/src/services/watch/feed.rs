@@ -11,7 +11,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use etcd_proxy_proto::etcdserverpb::{
-    ResponseHeader, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, watch_request::RequestUnion,
+    ResponseHeader, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
+    watch_request::RequestUnion,
 };
 use h2::SendStream;
 use prost::Message as _;
@@ -440,7 +441,9 @@ impl Task {
                 let wanted = self.open.iter().any(|upward| Arc::ptr_eq(&upward.log, &log));
                 match &opened {
                     Ok(_) if wanted => stream.remember(response.watch_id, log.clone()),
-                    Ok(_) => stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id })),
+                    Ok(_) => {
+                        stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }))
+                    }
                     Err(_) => self.open.retain(|upward| !Arc::ptr_eq(&upward.log, &log)),
                 }
                 log.note_opened(opened, from_now);
@@ -507,9 +510,12 @@ impl Task {
     fn judge_end(&self, headers: &http::HeaderMap) -> StreamEnd {
         let status = Status::from_header_map(headers).unwrap_or_else(|| status::broken("EOF"));
         match status.code() {
-            Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled | Code::Ok | Code::DeadlineExceeded => {
-                StreamEnd::Broken(status)
-            }
+            Code::Unavailable
+            | Code::Internal
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::Ok
+            | Code::DeadlineExceeded => StreamEnd::Broken(status),
             _ => StreamEnd::Refused(status),
         }
     }
@@ -673,7 +679,9 @@ impl<'a> Response<'a> {
                 (3, wire::Value::Varint(created)) => response.created = created != 0,
                 (4, wire::Value::Varint(canceled)) => response.canceled = canceled != 0,
                 (5, wire::Value::Varint(revision)) => response.compact_revision = revision as i64,
-                (6, wire::Value::Bytes(reason)) => response.cancel_reason = std::str::from_utf8(reason).unwrap_or_default(),
+                (6, wire::Value::Bytes(reason)) => {
+                    response.cancel_reason = std::str::from_utf8(reason).unwrap_or_default()
+                }
                 (7, wire::Value::Varint(fragment)) => response.fragment = fragment != 0,
                 (11, wire::Value::Bytes(event)) => response.events.push(event),
                 _ => (),

@@ -118,7 +118,13 @@ pub struct CatchUp {
 }
 
 impl Hub {
-    pub fn new(upstream: Upstream, namespace: Namespace, metrics: Arc<Metrics>, config: Config, drain: Watcher) -> Arc<Self> {
+    pub fn new(
+        upstream: Upstream,
+        namespace: Namespace,
+        metrics: Arc<Metrics>,
+        config: Config,
+        drain: Watcher,
+    ) -> Arc<Self> {
         let hub = Arc::new(Self {
             upstream,
             namespace,

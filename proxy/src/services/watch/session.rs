@@ -351,7 +351,8 @@ impl Session {
 
     /// Tells the client that it has seen everything up to here; as etcd, only if that is so for all its watches.
     fn show_progress(&mut self, header: ResponseHeader) {
-        let level = |watch: &Watch| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
+        let level =
+            |watch: &Watch| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
         if self.watches.is_empty() || !self.watches.values().all(level) {
             return;
         }
@@ -389,7 +390,8 @@ impl Watch {
         }
         self.last_shown = Instant::now();
         let header = ResponseHeader { revision: self.cursor.next_revision - 1, ..header };
-        let response = WatchResponse { header: Some(header), watch_id: self.cursor.watch_id, ..WatchResponse::default() };
+        let response =
+            WatchResponse { header: Some(header), watch_id: self.cursor.watch_id, ..WatchResponse::default() };
         framing::put_frame(out, &response.encode_to_vec());
     }
 }
