@@ -178,8 +178,8 @@ pub struct Flags {
     #[serde(serialize_with = "as_go_duration")]
     pub dial_keepalive_time: Duration,
 
-    /// time that etcd has to answer a ping before the connection is closed
-    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "20s", value_parser = duration)]
+    /// time that etcd has to answer a ping before the connection is closed (0 for 20s)
+    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "20s", value_parser = ping_timeout)]
     #[serde(serialize_with = "as_go_duration")]
     pub dial_keepalive_timeout: Duration,
 
@@ -193,12 +193,16 @@ pub struct Flags {
     pub grpc_keepalive_min_time: Duration,
 
     /// time without traffic after which a client is pinged (0 to disable)
+    ///
+    /// etcd says the same of 0, but then pings after 2h.
     #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "2h0m0s", value_parser = duration)]
     #[serde(serialize_with = "as_go_duration")]
     pub grpc_keepalive_interval: Duration,
 
-    /// time that a client has to answer a ping before its connection is closed (0 to disable)
-    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "20s", value_parser = duration)]
+    /// time that a client has to answer a ping before its connection is closed (0 for 20s)
+    ///
+    /// etcd says that 0 disables it, but then uses 20s too.
+    #[arg(long, help_heading = LIMITS, value_name = "duration", default_value = "20s", value_parser = ping_timeout)]
     #[serde(serialize_with = "as_go_duration")]
     pub grpc_keepalive_timeout: Duration,
 
@@ -366,6 +370,12 @@ fn without_userinfo(url: &str) -> String {
 fn duration(text: &str) -> Result<Duration, String> {
     let nanos = go::parse_duration(text)?;
     Ok(Duration::from_nanos(u64::try_from(nanos).unwrap_or(0)))
+}
+
+/// Zero is gRPC's own default in Go, both in its server and its client: no answer could come within no time.
+fn ping_timeout(text: &str) -> Result<Duration, String> {
+    const GRPC_DEFAULT: Duration = Duration::from_secs(20);
+    duration(text).map(|timeout| if timeout.is_zero() { GRPC_DEFAULT } else { timeout })
 }
 
 fn uint32(text: &str) -> Result<u32, String> {

@@ -273,6 +273,9 @@ fn values_that_etcd_takes_to_mean_something_else_are_resolved() {
     assert_eq!(start(&["--max-recv-bytes=0"]).max_recv_bytes, 2_147_483_647);
     assert_eq!(start(&["--max-concurrent-streams=0"]).max_concurrent_streams, u32::MAX);
     assert_eq!(start(&["--dial-keepalive-time=0"]).dial_keepalive_time, Duration::ZERO);
+    assert_eq!(start(&["--dial-keepalive-timeout=0"]).dial_keepalive_timeout, Duration::from_secs(20));
+    assert_eq!(start(&["--grpc-keepalive-timeout=0"]).grpc_keepalive_timeout, Duration::from_secs(20));
+    assert_eq!(start(&["--grpc-keepalive-interval=0"]).grpc_keepalive_interval, Duration::ZERO);
 }
 
 #[test]

@@ -68,7 +68,8 @@ impl Store {
     /// Sends the events of these revisions as one upstream response, or as two fragments cut anywhere.
     fn send(&self, log: &Log, from: i64, to: i64, cut: usize) {
         let revision_of = |event: &&Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
-        let events: Vec<&Event> = self.events.iter().filter(|event| (from..=to).contains(&revision_of(event))).collect();
+        let events: Vec<&Event> =
+            self.events.iter().filter(|event| (from..=to).contains(&revision_of(event))).collect();
         let header = ResponseHeader { revision: self.last_revision(), ..ResponseHeader::default() };
         let mut builder = BatchBuilder::default();
         for (index, event) in events.iter().enumerate() {
@@ -188,7 +189,12 @@ proptest! {
 #[test]
 fn a_large_revision_is_cut_into_fragments_only_for_those_who_asked() {
     let event = |key: u8| Event {
-        kv: Some(KeyValue { key: [PREFIX, &[key]].concat().into(), value: vec![key; 1 << 20].into(), mod_revision: 2, ..KeyValue::default() }),
+        kv: Some(KeyValue {
+            key: [PREFIX, &[key]].concat().into(),
+            value: vec![key; 1 << 20].into(),
+            mod_revision: 2,
+            ..KeyValue::default()
+        }),
         ..Event::default()
     };
     let store = Store { events: (0..5).map(event).collect() };
@@ -208,5 +214,9 @@ fn a_large_revision_is_cut_into_fragments_only_for_those_who_asked() {
     };
     assert_eq!(count(false), [false]);
     let fragments = count(true);
-    assert!(fragments.len() >= 3 && fragments.iter().rev().skip(1).all(|fragment| *fragment) && !fragments[fragments.len() - 1]);
+    assert!(
+        fragments.len() >= 3
+            && fragments.iter().rev().skip(1).all(|fragment| *fragment)
+            && !fragments[fragments.len() - 1]
+    );
 }
