@@ -30,5 +30,8 @@ pub mod v3electionpb {
     include!("gen/v3electionpb.rs");
 }
 
+/// The release of etcd that these files are of.
+pub const ETCD_VERSION: &str = include_str!("../etcd/VERSION").trim_ascii();
+
 /// Every message and service with its options, serialized, for whatever works by descriptor.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/descriptors.bin");

@@ -7,10 +7,9 @@ use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use prometheus::TextEncoder;
 use tower::ServiceExt;
 
-use crate::{exchange::Replies, metrics::Metrics};
+use crate::{exchange::Replies, metrics::{Metrics, Observed}};
 
 /// The HTTP paths; cheap to clone.
 #[derive(Clone)]
@@ -48,7 +47,7 @@ impl Admin {
 }
 
 fn render(metrics: &Metrics) -> Response<Body> {
-    match TextEncoder::new().encode_to_string(&metrics.registry().gather()) {
+    match metrics.text(&Observed::default()) {
         Ok(text) => ([(http::header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

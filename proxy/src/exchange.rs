@@ -6,9 +6,12 @@ use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
 
-use crate::rules::{
-    framing::{self, Decoder},
-    status::{self, Code, Status},
+use crate::{
+    metrics::Messages,
+    rules::{
+        framing::{self, Decoder},
+        status::{self, Code, Status},
+    },
 };
 
 /// The client's messages.
@@ -17,12 +20,14 @@ pub struct Requests {
     decoder: Decoder,
     encoding: Option<HeaderValue>,
     limit: usize,
+    messages: Messages,
 }
 
 /// Where answers go. Dropped without a status it resets the stream.
 pub struct Replies {
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
+    sent: FrameCount,
 }
 
 /// The client is gone; nothing more can be said to it.
@@ -46,7 +51,12 @@ impl Requests {
     /// `limit` bounds one message, in bytes without framing.
     pub fn new(stream: RecvStream, headers: &HeaderMap, limit: usize) -> Self {
         let encoding = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity").cloned();
-        Self { stream, decoder: Decoder::new(limit), encoding, limit }
+        Self { stream, decoder: Decoder::new(limit), encoding, limit, messages: Messages::default() }
+    }
+
+    /// Counts the messages of this call.
+    pub fn counted(self, messages: Messages) -> Self {
+        Self { messages, ..self }
     }
 
     /// The next message, or `None` when the client has closed its half.
@@ -54,7 +64,10 @@ impl Requests {
         loop {
             match self.decoder.next() {
                 Ok(Some(message)) if message.compressed => return Some(Err(self.compressed())),
-                Ok(Some(message)) => return Some(Ok(message.bytes)),
+                Ok(Some(message)) => {
+                    self.messages.received();
+                    return Some(Ok(message.bytes));
+                }
                 Ok(None) => (),
                 Err(error) => return Some(Err(refuse_frame(error))),
             }
@@ -88,7 +101,11 @@ impl Requests {
                 }
             }
         }
-        Ok(first.unwrap_or_else(|| joined.freeze()))
+        let body = first.unwrap_or_else(|| joined.freeze());
+        if !body.is_empty() {
+            self.messages.received();
+        }
+        Ok(body)
     }
 
     /// The one message of a request that must be understood.
@@ -136,7 +153,12 @@ fn refuse_frame(error: framing::FramingError) -> Status {
 
 impl Replies {
     pub fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { respond, send: None }
+        Self { respond, send: None, sent: FrameCount::default() }
+    }
+
+    /// Counts the messages of this call.
+    pub fn counted(self, messages: Messages) -> Self {
+        Self { sent: FrameCount { messages, ..FrameCount::default() }, ..self }
     }
 
     /// Sends the headers that come before messages.
@@ -155,6 +177,7 @@ impl Replies {
     /// Sends framed messages, waiting as long as the client's windows are full.
     pub async fn data(&mut self, data: Bytes) -> Result<(), Gone> {
         let send = self.send.as_mut().ok_or(Gone)?;
+        self.sent.pass(&data);
         send_all(send, data).await.map_err(|_| Gone)
     }
 
@@ -174,7 +197,9 @@ impl Replies {
 
     /// Sends what [`Replies::poll_room`] has found room for.
     pub fn send(&mut self, data: Bytes) -> Result<(), Gone> {
-        self.send.as_mut().ok_or(Gone)?.send_data(data, false).map_err(|_| Gone)
+        let send = self.send.as_mut().ok_or(Gone)?;
+        self.sent.pass(&data);
+        send.send_data(data, false).map_err(|_| Gone)
     }
 
     /// Ends with these trailers; before any message they are the whole answer.
@@ -236,6 +261,47 @@ impl Replies {
     }
 }
 
+/// Counts the messages in passing bytes, wherever these are cut.
+#[derive(Default)]
+struct FrameCount {
+    messages: Messages,
+    /// What has passed of the prefix of a message.
+    prefix: [u8; framing::PREFIX_LEN],
+    prefix_length: usize,
+    /// What is left of the message that is passing.
+    left: usize,
+}
+
+impl FrameCount {
+    fn pass(&mut self, mut data: &[u8]) {
+        if !self.messages.are_counted() {
+            return;
+        }
+        let mut whole = 0;
+        while !data.is_empty() {
+            if self.left > 0 {
+                let passed = self.left.min(data.len());
+                self.left -= passed;
+                data = &data[passed..];
+                continue;
+            }
+            let wanted = (framing::PREFIX_LEN - self.prefix_length).min(data.len());
+            self.prefix[self.prefix_length..self.prefix_length + wanted].copy_from_slice(&data[..wanted]);
+            self.prefix_length += wanted;
+            data = &data[wanted..];
+            if self.prefix_length == framing::PREFIX_LEN {
+                let [_, size @ ..] = self.prefix;
+                self.left = u32::from_be_bytes(size) as usize;
+                self.prefix_length = 0;
+                whole += 1;
+            }
+        }
+        if whole > 0 {
+            self.messages.sent(whole);
+        }
+    }
+}
+
 /// Writes bytes, waiting until the peer's windows take them.
 pub async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
     while !data.is_empty() {
@@ -248,4 +314,29 @@ pub async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(
         send.send_data(chunk, false)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        metrics::{Metrics, Observed},
+        rules::methods,
+    };
+
+    #[test]
+    fn messages_are_counted_once_wherever_their_bytes_are_cut() {
+        let mut stream = framing::frame(&[1; 40]).to_vec();
+        stream.extend_from_slice(&framing::frame(&[]));
+        stream.extend_from_slice(&framing::frame(&[2; 41]));
+        for step in 1..stream.len() {
+            let metrics = Metrics::new();
+            let call = metrics.started(methods::find("/etcdserverpb.Watch/Watch").expect("a row"));
+            let mut count = FrameCount { messages: call.messages(), ..FrameCount::default() };
+            stream.chunks(step).for_each(|chunk| count.pass(chunk));
+            let text = metrics.text(&Observed::default()).expect("it can be encoded");
+            let sent = text.lines().find(|line| line.starts_with("grpc_server_msg_sent_total{"));
+            assert!(sent.is_some_and(|line| line.ends_with(" 3")), "cut into {step}: {sent:?}");
+        }
+    }
 }

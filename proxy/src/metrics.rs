@@ -1,32 +1,54 @@
 //! Every metric, under etcd's names where etcd has one. Imports no room but the table of methods; labels are plain
 //! values from closed sets.
+//!
+//! A call must not pay for being counted, so what happens at each call goes into plain arrays, and text is made of them
+//! only when someone asks.
 
-use std::time::{Duration, Instant};
-
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
-    exponential_buckets,
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
 };
+
+use prometheus::{IntCounter, IntGauge, Registry, TextEncoder, proto::MetricFamily};
 use tonic::Code;
 
 use crate::rules::methods::Method;
 
-/// How a call to etcd failed before an answer came.
-#[derive(Clone, Copy, Debug)]
-pub enum Upstream {
-    Unsent,
-    Broken,
-}
+mod calls;
+mod document;
+mod endpoint;
+mod family;
+mod process;
 
+pub use calls::{Call, Messages};
+pub use document::markdown;
+pub use endpoint::{EndpointCalls, Failure};
+
+use calls::Calls;
+use family::{Series, Value};
+
+/// Every counter of one proxy.
 pub struct Metrics {
     registry: Registry,
+    calls: &'static Calls,
+    /// The endpoints that are in use, by name: one that comes back while calls still run on its former self goes on
+    /// counting there.
+    endpoints: Mutex<HashMap<String, Weak<EndpointCalls>>>,
+    /// Client connections that are open.
     pub connections: IntGauge,
+    handshakes_failed: IntCounter,
     /// Watches that clients hold.
     pub client_watches: IntGauge,
     /// Watches that the proxy holds on etcd to serve them.
     pub upstream_watches: IntGauge,
     /// Watch RPCs that clients have open.
     pub watch_streams: IntGauge,
+    /// Events that etcd sent to this proxy.
+    pub watch_events_received: IntCounter,
     /// Events handed to clients, each counted once per client watch that got it.
     pub watch_events_delivered: IntCounter,
     /// Client watches that joined a shared watch that was already there.
@@ -41,92 +63,90 @@ pub struct Metrics {
     pub keepalives_received: IntCounter,
     /// Keepalive requests that went to etcd.
     pub keepalives_sent: IntCounter,
-    handshakes_failed: IntCounter,
-    started: IntCounterVec,
-    handled: IntCounterVec,
-    upstream_seconds: HistogramVec,
-    upstream_failures: IntCounterVec,
+    /// Keys under which this proxy is registered.
+    pub registrations: IntGauge,
+    /// Health checks over HTTP that went well, and those that did not.
+    pub health_success: IntCounter,
+    pub health_failures: IntCounter,
+    /// By side and then by [`RELOAD_RESULTS`].
+    reloads: [[AtomicU64; 2]; 2],
 }
 
-const METHOD_LABELS: [&str; 3] = ["grpc_method", "grpc_service", "grpc_type"];
+/// What others know, as of the moment when someone asks.
+#[derive(Debug, Default)]
+pub struct Observed {
+    /// Each endpoint with the name of its state.
+    pub endpoints: Vec<(String, &'static str)>,
+    /// The names of all states.
+    pub endpoint_states: Vec<&'static str>,
+    pub tls_files: Vec<TlsFile>,
+    pub draining: bool,
+    pub log_lines_dropped: u64,
+    pub log_lines_sampled: u64,
+}
+
+/// One TLS file.
+#[derive(Debug)]
+pub struct TlsFile {
+    pub side: Side,
+    /// `cert`, `key`, `ca` or `crl`.
+    pub role: &'static str,
+    pub not_after: Option<SystemTime>,
+    /// Whether its newest content is in use.
+    pub is_current: bool,
+}
+
+/// Whom TLS is spoken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Clients,
+    Etcd,
+}
+
+impl Side {
+    const ALL: [Side; 2] = [Side::Clients, Side::Etcd];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Clients => "clients",
+            Self::Etcd => "etcd",
+        }
+    }
+}
+
+const RELOAD_RESULTS: [&str; 2] = ["success", "failure"];
 
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
-        let connections = IntGauge::new("etcd_proxy_client_connections", "Client connections that are open.");
-        let handshakes_failed = IntCounter::new(
-            "etcd_proxy_client_handshakes_failed_total",
-            "Client connections that ended before their first request.",
-        );
-        let started = IntCounterVec::new(
-            Opts::new("grpc_server_started_total", "Total number of RPCs started on the server."),
-            &METHOD_LABELS,
-        );
-        let handled = IntCounterVec::new(
-            Opts::new(
-                "grpc_server_handled_total",
-                "Total number of RPCs completed on the server, regardless of success or failure.",
-            ),
-            &["grpc_code", "grpc_method", "grpc_service", "grpc_type"],
-        );
-        let client_watches = IntGauge::new("etcd_proxy_client_watches", "Watches that clients hold.");
-        let upstream_watches = IntGauge::new("etcd_proxy_upstream_watches", "Watches that the proxy holds on etcd.");
-        let watch_streams = IntGauge::new("etcd_proxy_watch_streams", "Watch RPCs that clients have open.");
-        let watch_events_delivered = IntCounter::new(
-            "etcd_proxy_watch_events_delivered_total",
-            "Events handed to clients, each counted once per client watch that got it.",
-        );
-        let watch_joins = IntCounter::new(
-            "etcd_proxy_watch_joins_total",
-            "Client watches that joined a shared watch that was already there.",
-        );
-        let watch_catch_ups = IntCounter::new(
-            "etcd_proxy_watch_catch_ups_total",
-            "Client watches that needed an upstream watch of their own until they were level.",
-        );
-        let watch_resumes = IntCounter::new(
-            "etcd_proxy_watch_resumes_total",
-            "Upstream watches that were taken up again after their stream broke.",
-        );
-        let keepalive_streams =
-            IntGauge::new("etcd_proxy_keepalive_streams", "LeaseKeepAlive RPCs that clients have open.");
-        let keepalives_received =
-            IntCounter::new("etcd_proxy_keepalives_received_total", "Lease keepalive requests that came from clients.");
-        let keepalives_sent =
-            IntCounter::new("etcd_proxy_keepalives_sent_total", "Lease keepalive requests that went to etcd.");
-        let buckets = exponential_buckets(0.000_1, 2.0, 18).expect("a positive start, factor and count");
-        let upstream_seconds = HistogramVec::new(
-            HistogramOpts::new("etcd_proxy_upstream_seconds", "Time until etcd began to answer, in seconds.")
-                .buckets(buckets),
-            &["endpoint", "grpc_method", "grpc_code"],
-        );
-        let upstream_failures = IntCounterVec::new(
-            Opts::new("etcd_proxy_upstream_failures_total", "Calls to etcd that ended without an answer."),
-            &["endpoint", "grpc_method", "kind"],
-        );
-        Self {
-            connections: registered(&registry, connections),
-            client_watches: registered(&registry, client_watches),
-            upstream_watches: registered(&registry, upstream_watches),
-            watch_streams: registered(&registry, watch_streams),
-            watch_events_delivered: registered(&registry, watch_events_delivered),
-            watch_joins: registered(&registry, watch_joins),
-            watch_catch_ups: registered(&registry, watch_catch_ups),
-            watch_resumes: registered(&registry, watch_resumes),
-            keepalive_streams: registered(&registry, keepalive_streams),
-            keepalives_received: registered(&registry, keepalives_received),
-            keepalives_sent: registered(&registry, keepalives_sent),
-            handshakes_failed: registered(&registry, handshakes_failed),
-            started: registered(&registry, started),
-            handled: registered(&registry, handled),
-            upstream_seconds: registered(&registry, upstream_seconds),
-            upstream_failures: registered(&registry, upstream_failures),
+        let metrics = Self {
+            // A proxy lives as long as its process, and a static reference can be handed to every call for nothing.
+            calls: Box::leak(Box::new(Calls::new())),
+            endpoints: Mutex::default(),
+            connections: family::CONNECTIONS.int_gauge(&registry),
+            handshakes_failed: family::HANDSHAKES_FAILED.int_counter(&registry),
+            client_watches: family::CLIENT_WATCHES.int_gauge(&registry),
+            upstream_watches: family::UPSTREAM_WATCHES.int_gauge(&registry),
+            watch_streams: family::WATCH_STREAMS.int_gauge(&registry),
+            watch_events_received: family::WATCH_EVENTS_RECEIVED.int_counter(&registry),
+            watch_events_delivered: family::WATCH_EVENTS_DELIVERED.int_counter(&registry),
+            watch_joins: family::WATCH_JOINS.int_counter(&registry),
+            watch_catch_ups: family::WATCH_CATCH_UPS.int_counter(&registry),
+            watch_resumes: family::WATCH_RESUMES.int_counter(&registry),
+            keepalive_streams: family::KEEPALIVE_STREAMS.int_gauge(&registry),
+            keepalives_received: family::KEEPALIVES_RECEIVED.int_counter(&registry),
+            keepalives_sent: family::KEEPALIVES_SENT.int_counter(&registry),
+            registrations: family::REGISTRATIONS.int_gauge(&registry),
+            health_success: family::HEALTH_SUCCESS.int_counter(&registry),
+            health_failures: family::HEALTH_FAILURES.int_counter(&registry),
+            reloads: Default::default(),
             registry,
+        };
+        // There is no cache, so these stay where they are.
+        for nothing in [&family::CACHE_KEYS, &family::CACHE_HITS, &family::CACHE_MISSES] {
+            nothing.int_gauge(&metrics.registry);
         }
-    }
-
-    pub fn registry(&self) -> &Registry {
-        &self.registry
+        metrics
     }
 
     pub fn handshake_failed(&self) {
@@ -134,45 +154,141 @@ impl Metrics {
     }
 
     /// Counts a call that has begun.
-    pub fn started(&self, method: &'static Method) -> Call<'_> {
-        self.started.with_label_values(&[method.name(), method.service(), method.grpc_type()]).inc();
-        Call { metrics: self, method, _started: Instant::now() }
+    pub fn started(&self, method: &'static Method) -> Call {
+        self.calls.started(method)
     }
 
-    pub fn upstream_answered(&self, endpoint: &str, method: &Method, code: Code, elapsed: Duration) {
-        self.upstream_seconds
-            .with_label_values(&[endpoint, method.name(), code_name(code)])
-            .observe(elapsed.as_secs_f64());
+    /// The counters of an endpoint, shown for as long as someone holds them.
+    pub fn endpoint(&self, name: &str) -> Arc<EndpointCalls> {
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.retain(|_, calls| calls.strong_count() > 0);
+        if let Some(calls) = endpoints.get(name).and_then(Weak::upgrade) {
+            return calls;
+        }
+        let calls = Arc::new(EndpointCalls::new(name));
+        endpoints.insert(name.to_owned(), Arc::downgrade(&calls));
+        calls
     }
 
-    pub fn upstream_failed(&self, endpoint: &str, method: &Method, kind: Upstream) {
-        let kind = match kind {
-            Upstream::Unsent => "unsent",
-            Upstream::Broken => "broken",
-        };
-        self.upstream_failures.with_label_values(&[endpoint, method.name(), kind]).inc();
+    /// Counts a change of TLS files.
+    pub fn reloaded(&self, side: Side, succeeded: bool) {
+        self.reloads[side as usize][usize::from(!succeeded)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn text(&self, observed: &Observed) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.gather(observed))
+    }
+
+    fn gather(&self, observed: &Observed) -> Vec<MetricFamily> {
+        let mut families = self.registry.gather();
+        families.extend(self.calls.gather());
+        families.extend(self.gather_endpoints());
+        families.extend(self.gather_coalescing());
+        families.extend(self.gather_reloads());
+        families.extend(gather_observed(observed));
+        families.extend(process::gather());
+        families.sort_by(|one, other| one.name().cmp(other.name()));
+        families
+    }
+
+    fn gather_endpoints(&self) -> impl Iterator<Item = MetricFamily> {
+        let endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut calls: Vec<_> = endpoints.iter().filter_map(|(name, calls)| Some((name, calls.upgrade()?))).collect();
+        calls.sort_by_key(|(name, _)| *name);
+        let each = |series: fn(&EndpointCalls) -> Vec<Series>| calls.iter().flat_map(move |(_, calls)| series(calls));
+        let families = [
+            family::UPSTREAM_SECONDS.gathered(each(EndpointCalls::seconds)),
+            family::UPSTREAM_ERRORS.gathered(each(EndpointCalls::errors)),
+            family::UPSTREAM_FAILURES.gathered(each(EndpointCalls::failures)),
+        ];
+        families.into_iter().flatten()
+    }
+
+    /// What sharing spares etcd; a client watch that is only just beginning spares nothing yet.
+    fn gather_coalescing(&self) -> impl Iterator<Item = MetricFamily> {
+        let watches = (self.client_watches.get() - self.upstream_watches.get()).max(0);
+        let events = self.watch_events_delivered.get().saturating_sub(self.watch_events_received.get());
+        [family::WATCHERS_COALESCING.single(watches as f64), family::EVENTS_COALESCING.single(events as f64)]
+            .into_iter()
+            .flatten()
+    }
+
+    fn gather_reloads(&self) -> Option<MetricFamily> {
+        let series = Side::ALL.into_iter().zip(&self.reloads).flat_map(|(side, results)| {
+            RELOAD_RESULTS
+                .iter()
+                .zip(results)
+                .map(|(result, count)| (result, count.load(Ordering::Relaxed)))
+                .filter(|(_, count)| *count > 0)
+                .map(move |(result, count)| Series {
+                    labels: vec![(*result).to_owned(), side.label().to_owned()],
+                    value: Value::Number(count as f64),
+                })
+        });
+        family::TLS_RELOADS.gathered(series)
     }
 }
 
-/// A call under way.
-pub struct Call<'a> {
-    metrics: &'a Metrics,
-    method: &'static Method,
-    _started: Instant,
+fn gather_observed(observed: &Observed) -> impl Iterator<Item = MetricFamily> {
+    let states = observed.endpoints.iter().flat_map(|(endpoint, current)| {
+        observed.endpoint_states.iter().map(move |state| Series {
+            labels: vec![endpoint.clone(), (*state).to_owned()],
+            value: Value::Number(f64::from(u8::from(state == current))),
+        })
+    });
+    let file_labels = |file: &TlsFile| vec![file.role.to_owned(), file.side.label().to_owned()];
+    let expiries = observed.tls_files.iter().filter_map(|file| {
+        let seconds = seconds_since_1970(file.not_after?);
+        Some(Series { labels: file_labels(file), value: Value::Number(seconds) })
+    });
+    let current = observed
+        .tls_files
+        .iter()
+        .map(|file| Series { labels: file_labels(file), value: Value::Number(f64::from(u8::from(file.is_current))) });
+    let versions = [etcd_proxy_proto::ETCD_VERSION, env!("CARGO_PKG_VERSION")];
+    let build = Series { labels: versions.map(str::to_owned).to_vec(), value: Value::Number(1.0) };
+    [
+        family::ENDPOINT_STATE.gathered(states),
+        family::TLS_EXPIRY.gathered(expiries),
+        family::TLS_FILE_CURRENT.gathered(current),
+        family::BUILD_INFO.gathered([build]),
+        family::DRAINING.single(f64::from(u8::from(observed.draining))),
+        family::LOG_LINES_DROPPED.single(observed.log_lines_dropped as f64),
+        family::LOG_LINES_SAMPLED.single(observed.log_lines_sampled as f64),
+    ]
+    .into_iter()
+    .flatten()
 }
 
-impl Call<'_> {
-    pub fn finished(self, code: Code) {
-        let labels = [code_name(code), self.method.name(), self.method.service(), self.method.grpc_type()];
-        self.metrics.handled.with_label_values(&labels).inc();
+/// A certificate may have run out before 1970.
+fn seconds_since_1970(time: SystemTime) -> f64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => after.as_secs_f64(),
+        Err(before) => -before.duration().as_secs_f64(),
     }
 }
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: Result<C, prometheus::Error>) -> C {
-    let collector = collector.expect("names and labels are constants that tests have seen");
-    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
-    collector
-}
+/// Every code, each in the place of its number.
+const CODES: [Code; 17] = [
+    Code::Ok,
+    Code::Cancelled,
+    Code::Unknown,
+    Code::InvalidArgument,
+    Code::DeadlineExceeded,
+    Code::NotFound,
+    Code::AlreadyExists,
+    Code::PermissionDenied,
+    Code::ResourceExhausted,
+    Code::FailedPrecondition,
+    Code::Aborted,
+    Code::OutOfRange,
+    Code::Unimplemented,
+    Code::Internal,
+    Code::Unavailable,
+    Code::DataLoss,
+    Code::Unauthenticated,
+];
 
 /// A code as grpc-go spells it.
 pub fn code_name(code: Code) -> &'static str {
@@ -196,3 +312,6 @@ pub fn code_name(code: Code) -> &'static str {
         Code::Unauthenticated => "Unauthenticated",
     }
 }
+
+#[cfg(test)]
+mod tests;

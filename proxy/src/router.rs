@@ -49,6 +49,8 @@ impl Router {
         match methods::find(head.uri.path()) {
             Some(method) => {
                 let call = self.metrics.started(method);
+                let requests = requests.counted(call.messages());
+                let replies = replies.counted(call.messages());
                 let outcome = self.dispatch(caller, method, requests, replies, deadline).await;
                 call.finished(outcome.unwrap_or(Code::Cancelled));
             }

@@ -14,11 +14,11 @@ use h2::{RecvStream, SendStream, client::ResponseFuture};
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request};
 
 use crate::{
-    metrics::{Metrics, Upstream as UpstreamMetrics},
+    metrics::{self, Metrics},
     rules::{
         caller::Caller,
         framing,
-        methods::Method,
+        methods::{self, Method},
         status::{self, Code, Status},
     },
 };
@@ -126,18 +126,18 @@ impl Upstream {
             match outcome {
                 Ok(answer) => {
                     let code = answer.code();
-                    self.metrics.upstream_answered(&endpoint.name, method, code.unwrap_or(Code::Ok), started.elapsed());
+                    endpoint.calls(&self.metrics).answered(method, code, started.elapsed());
                     if code == Some(Code::Unavailable) && self.should_go_elsewhere(&answer, method, caller, &tried) {
                         continue;
                     }
                     return Ok(answer);
                 }
                 Err(Failure::Unsent(reason)) => {
-                    self.metrics.upstream_failed(&endpoint.name, method, UpstreamMetrics::Unsent);
+                    endpoint.calls(&self.metrics).failed(method, metrics::Failure::Unsent);
                     last = Some(status::unreachable(reason));
                 }
                 Err(Failure::Broken(reason)) => {
-                    self.metrics.upstream_failed(&endpoint.name, method, UpstreamMetrics::Broken);
+                    endpoint.calls(&self.metrics).failed(method, metrics::Failure::Broken);
                     last = Some(status::broken(reason));
                     if !method.is_retry_safe() {
                         break;
@@ -175,6 +175,9 @@ impl Upstream {
                 match self.begin(caller, path, &endpoint).await {
                     Ok((response, send, place)) => return Ok(Duplex { endpoint, send, response, place }),
                     Err(Failure::Unsent(reason) | Failure::Broken(reason)) => last = Some(status::unreachable(reason)),
+                }
+                if let Some(method) = methods::find(path) {
+                    endpoint.calls(&self.metrics).failed(method, metrics::Failure::Unsent);
                 }
                 if endpoint.state() == State::Unreachable {
                     break;

@@ -4,12 +4,14 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use tokio::sync::watch;
+
+use crate::metrics::{EndpointCalls, Metrics};
 
 /// An address as `clientv3` reads it: `http://`, `https://`, `unix://`, `unixs://` or bare `host:port`.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct Endpoint {
     pub server_name: String,
     pub security: Security,
     state: watch::Sender<State>,
+    /// Made at its first call.
+    calls: OnceLock<Arc<EndpointCalls>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +61,16 @@ pub enum State {
 }
 
 impl State {
+    pub const ALL: [State; 7] = [
+        Self::Serving,
+        Self::Untried,
+        Self::NotServing,
+        Self::Learner,
+        Self::NoLeader,
+        Self::Unreachable,
+        Self::Removed,
+    ];
+
     /// The name that metrics and logs use.
     pub fn name(self) -> &'static str {
         match self {
@@ -125,6 +139,7 @@ impl Endpoint {
             server_name,
             security,
             state: watch::Sender::new(State::Untried),
+            calls: OnceLock::new(),
         }))
     }
 
@@ -148,6 +163,11 @@ impl Endpoint {
                 _ => tracing::warn!(endpoint = %self.name, state = state.name(), "endpoint is not serving"),
             }
         }
+    }
+
+    /// Counts calls to it.
+    pub fn calls(&self, metrics: &Metrics) -> &EndpointCalls {
+        self.calls.get_or_init(|| metrics.endpoint(&self.name))
     }
 
     pub fn watch_state(&self) -> watch::Receiver<State> {

@@ -407,6 +407,7 @@ impl Task {
         if response.events.is_empty() && open.builder.is_empty() {
             return open.log.append_progress(response.header);
         }
+        self.parts.metrics.watch_events_received.inc_by(response.events.len() as u64);
         for event in &response.events {
             if let Err(broken) = open.builder.push(&self.parts.namespace, event) {
                 tracing::error!(%broken, "withheld an event of etcd that does not keep to the namespace");
