@@ -60,6 +60,9 @@ fn go_arch() -> &'static str {
     }
 }
 
+/// The one flag that is not in the table.
+const HELP_FLAG: &str = "  -h, --help";
+
 fn start_page(path: &str) -> String {
     let command = Flags::command();
     let width = command.get_arguments().map(|flag| left_column(flag).len()).max().unwrap_or(0);
@@ -70,13 +73,12 @@ fn start_page(path: &str) -> String {
             let _ = writeln!(page, "{:width$}   {}{}", left_column(flag), meaning(flag), shown_default(flag));
         }
     }
-    let _ = write!(
+    let _ = writeln!(page, "\n{HELP_FLAG:width$}   help for start\n");
+    let (flag, variable) = ("listen-addr", env_name("listen-addr"));
+    let _ = writeln!(
         page,
-        "\n{:width$}   help for start\n\nEach flag can also be given as an environment variable (--{} as {}) or as a key of the\n\
-         config file. A flag counts more than a variable, a variable more than the file.\n",
-        "  -h, --help",
-        "listen-addr",
-        env_name("listen-addr"),
+        "Each flag can also be given as an environment variable (--{flag} as {variable}) or as a key of the\n\
+         config file. A flag counts more than a variable, a variable more than the file."
     );
     page
 }

@@ -1,5 +1,6 @@
 //! From the command line, the environment and the config file to `Flags`: cobra's and pflag's spelling, etcd's error texts.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -166,13 +167,13 @@ fn merge(
     let path = values.iter().rev().find(|(name, value)| name == "config-file" && !value.is_empty());
     if let Some(path) = path.map(|(_, value)| PathBuf::from(value)) {
         for (flag, value) in read_file(table, &path)? {
-            if !origins.contains_key(&flag) {
+            if let Entry::Vacant(origin) = origins.entry(flag) {
                 let text = match value {
                     FileValue::Text(text) => text,
                     FileValue::List(items) => go::write_csv(&items),
                 };
-                values.push((flag.clone(), text.into()));
-                origins.insert(flag, Origin::File(path.clone()));
+                values.push((origin.key().clone(), text.into()));
+                origin.insert(Origin::File(path.clone()));
             }
         }
     }
