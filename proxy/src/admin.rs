@@ -9,7 +9,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 
-use crate::{exchange::Replies, metrics::{Metrics, Observed}};
+use crate::{
+    exchange::Replies,
+    metrics::{Metrics, Observed},
+};
 
 /// The HTTP paths; cheap to clone.
 #[derive(Clone)]

@@ -3,37 +3,32 @@
 //! A feed belongs to one set of credentials, since etcd judges a watch by the stream that creates it. When its stream
 //! breaks it goes to another member and takes every log up at its next revision; readers notice nothing.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{
-    ResponseHeader, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
-    watch_request::RequestUnion,
+    ResponseHeader, WatchCancelRequest, WatchProgressRequest, watch_request::RequestUnion,
 };
-use h2::SendStream;
-use prost::Message as _;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, sleep},
 };
 
+mod stream;
+
+use stream::{Pending, Response, Stream};
+
 use super::{
     inbox::Inbox,
-    log::{BatchBuilder, End, Log, Opened, Refused},
+    log::{End, Log, Opened, Refused},
 };
 use crate::{
     metrics::Metrics,
     rules::{
         caller::Caller,
-        framing::{self, Decoder},
         keys::KeyRange,
         namespace::Namespace,
         status::{self, Code, Status},
-        wire,
     },
     upstream::{
         Answer, Body, Upstream,
@@ -551,151 +546,4 @@ async fn wait_for_room(log: Option<&Arc<Log>>) -> bool {
         Some(log) => tokio::time::timeout(READER_PATIENCE, log.room()).await.is_ok(),
         None => std::future::pending().await,
     }
-}
-
-/// One upstream stream and what etcd knows of it.
-struct Stream {
-    send: SendStream<Bytes>,
-    endpoint: Arc<Endpoint>,
-    decoder: Decoder,
-    /// Creates that etcd has not answered, in the order in which it will.
-    pending: VecDeque<Pending>,
-    watches: HashMap<i64, OpenWatch>,
-    next_id: i64,
-    was_useful: bool,
-    metrics: Arc<Metrics>,
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.metrics.upstream_watches.sub(i64::try_from(self.watches.len()).unwrap_or(i64::MAX));
-    }
-}
-
-enum Pending {
-    Probe(KeyRange),
-    Log { log: Arc<Log>, from_now: bool },
-}
-
-struct OpenWatch {
-    log: Arc<Log>,
-    builder: BatchBuilder,
-}
-
-impl Stream {
-    fn new(send: SendStream<Bytes>, endpoint: Arc<Endpoint>, parts: &Parts) -> Self {
-        Self {
-            send,
-            endpoint,
-            decoder: Decoder::new(parts.upstream.limits().max_answer),
-            pending: VecDeque::new(),
-            watches: HashMap::new(),
-            next_id: 1,
-            was_useful: false,
-            metrics: parts.metrics.clone(),
-        }
-    }
-
-    fn remember(&mut self, watch_id: i64, log: Arc<Log>) {
-        self.watches.insert(watch_id, OpenWatch { log, builder: BatchBuilder::default() });
-        self.metrics.upstream_watches.inc();
-    }
-
-    fn create(&mut self, upward: &Upward) {
-        // A log that was opened before goes on where it stands.
-        let from_now = upward.start_revision == 0 && !upward.log.is_opened();
-        let start_revision = match (from_now, upward.log.is_opened()) {
-            (true, _) => 0,
-            (false, true) => upward.log.resume_revision(),
-            (false, false) => upward.start_revision,
-        };
-        self.pending.push_back(Pending::Log { log: upward.log.clone(), from_now });
-        self.send_create(&upward.range, start_revision, upward.prev_kv, true);
-    }
-
-    fn probe(&mut self, range: &KeyRange) {
-        self.pending.push_back(Pending::Probe(range.clone()));
-        self.send_create(range, 0, false, false);
-    }
-
-    fn send_create(&mut self, range: &KeyRange, start_revision: i64, prev_kv: bool, progress_notify: bool) {
-        let watch_id = self.next_id;
-        self.next_id += 1;
-        self.send(RequestUnion::CreateRequest(WatchCreateRequest {
-            key: range.key().clone(),
-            range_end: range.range_end(),
-            start_revision,
-            progress_notify,
-            filters: Vec::new(),
-            prev_kv,
-            watch_id,
-            fragment: true,
-        }));
-    }
-
-    fn cancel(&mut self, log: &Arc<Log>) {
-        let found = self.watches.iter().find(|(_, open)| Arc::ptr_eq(&open.log, log)).map(|(id, _)| *id);
-        if let Some(watch_id) = found {
-            self.forget(watch_id);
-            self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }));
-        }
-    }
-
-    fn forget(&mut self, watch_id: i64) {
-        if self.watches.remove(&watch_id).is_some() {
-            self.metrics.upstream_watches.dec();
-        }
-    }
-
-    /// Requests are small and as many as the watches, so h2 may queue them; an error shows in the answer.
-    fn send(&mut self, request: RequestUnion) {
-        let message = WatchRequest { request_union: Some(request) }.encode_to_vec();
-        let mut framed = BytesMut::with_capacity(framing::PREFIX_LEN + message.len());
-        framing::put_frame(&mut framed, &message);
-        let _ = self.send.send_data(framed.freeze(), false);
-    }
-}
-
-/// A `WatchResponse`, its events left as they are.
-#[derive(Default)]
-struct Response<'a> {
-    header: ResponseHeader,
-    watch_id: i64,
-    created: bool,
-    canceled: bool,
-    compact_revision: i64,
-    cancel_reason: &'a str,
-    fragment: bool,
-    events: Vec<&'a [u8]>,
-}
-
-impl<'a> Response<'a> {
-    fn parse(message: &'a [u8]) -> Result<Self, Unreadable> {
-        let mut response = Self::default();
-        for field in wire::fields(message) {
-            let field = field?;
-            match (field.number, field.value) {
-                (1, wire::Value::Bytes(header)) => response.header.merge(header)?,
-                (2, wire::Value::Varint(id)) => response.watch_id = id as i64,
-                (3, wire::Value::Varint(created)) => response.created = created != 0,
-                (4, wire::Value::Varint(canceled)) => response.canceled = canceled != 0,
-                (5, wire::Value::Varint(revision)) => response.compact_revision = revision as i64,
-                (6, wire::Value::Bytes(reason)) => {
-                    response.cancel_reason = std::str::from_utf8(reason).unwrap_or_default()
-                }
-                (7, wire::Value::Varint(fragment)) => response.fragment = fragment != 0,
-                (11, wire::Value::Bytes(event)) => response.events.push(event),
-                _ => (),
-            }
-        }
-        Ok(response)
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Unreadable {
-    #[error(transparent)]
-    Wire(#[from] wire::Malformed),
-    #[error(transparent)]
-    Header(#[from] prost::DecodeError),
 }

@@ -1,0 +1,174 @@
+//! What goes over one upstream Watch stream: requests as they are written, responses as they are read.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::{Bytes, BytesMut};
+use etcd_proxy_proto::etcdserverpb::{
+    ResponseHeader, WatchCancelRequest, WatchCreateRequest, WatchRequest, watch_request::RequestUnion,
+};
+use h2::SendStream;
+use prost::Message as _;
+
+use super::{
+    super::log::{BatchBuilder, Log},
+    Parts, Upward,
+};
+use crate::{
+    metrics::Metrics,
+    rules::{
+        framing::{self, Decoder},
+        keys::KeyRange,
+        wire,
+    },
+    upstream::endpoint::Endpoint,
+};
+
+/// One upstream stream and what etcd knows of it.
+pub struct Stream {
+    pub send: SendStream<Bytes>,
+    pub endpoint: Arc<Endpoint>,
+    pub decoder: Decoder,
+    /// Creates that etcd has not answered, in the order in which it will.
+    pub pending: VecDeque<Pending>,
+    pub watches: HashMap<i64, OpenWatch>,
+    pub next_id: i64,
+    pub was_useful: bool,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.metrics.upstream_watches.sub(i64::try_from(self.watches.len()).unwrap_or(i64::MAX));
+    }
+}
+
+pub enum Pending {
+    Probe(KeyRange),
+    Log { log: Arc<Log>, from_now: bool },
+}
+
+pub struct OpenWatch {
+    pub log: Arc<Log>,
+    pub builder: BatchBuilder,
+}
+
+impl Stream {
+    pub fn new(send: SendStream<Bytes>, endpoint: Arc<Endpoint>, parts: &Parts) -> Self {
+        Self {
+            send,
+            endpoint,
+            decoder: Decoder::new(parts.upstream.limits().max_answer),
+            pending: VecDeque::new(),
+            watches: HashMap::new(),
+            next_id: 1,
+            was_useful: false,
+            metrics: parts.metrics.clone(),
+        }
+    }
+
+    pub fn remember(&mut self, watch_id: i64, log: Arc<Log>) {
+        self.watches.insert(watch_id, OpenWatch { log, builder: BatchBuilder::default() });
+        self.metrics.upstream_watches.inc();
+    }
+
+    pub fn create(&mut self, upward: &Upward) {
+        // A log that was opened before goes on where it stands.
+        let from_now = upward.start_revision == 0 && !upward.log.is_opened();
+        let start_revision = match (from_now, upward.log.is_opened()) {
+            (true, _) => 0,
+            (false, true) => upward.log.resume_revision(),
+            (false, false) => upward.start_revision,
+        };
+        self.pending.push_back(Pending::Log { log: upward.log.clone(), from_now });
+        self.send_create(&upward.range, start_revision, upward.prev_kv, true);
+    }
+
+    pub fn probe(&mut self, range: &KeyRange) {
+        self.pending.push_back(Pending::Probe(range.clone()));
+        self.send_create(range, 0, false, false);
+    }
+
+    fn send_create(&mut self, range: &KeyRange, start_revision: i64, prev_kv: bool, progress_notify: bool) {
+        let watch_id = self.next_id;
+        self.next_id += 1;
+        self.send(RequestUnion::CreateRequest(WatchCreateRequest {
+            key: range.key().clone(),
+            range_end: range.range_end(),
+            start_revision,
+            progress_notify,
+            filters: Vec::new(),
+            prev_kv,
+            watch_id,
+            fragment: true,
+        }));
+    }
+
+    pub fn cancel(&mut self, log: &Arc<Log>) {
+        let found = self.watches.iter().find(|(_, open)| Arc::ptr_eq(&open.log, log)).map(|(id, _)| *id);
+        if let Some(watch_id) = found {
+            self.forget(watch_id);
+            self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }));
+        }
+    }
+
+    pub fn forget(&mut self, watch_id: i64) {
+        if self.watches.remove(&watch_id).is_some() {
+            self.metrics.upstream_watches.dec();
+        }
+    }
+
+    /// Requests are small and as many as the watches, so h2 may queue them; an error shows in the answer.
+    pub fn send(&mut self, request: RequestUnion) {
+        let message = WatchRequest { request_union: Some(request) }.encode_to_vec();
+        let mut framed = BytesMut::with_capacity(framing::PREFIX_LEN + message.len());
+        framing::put_frame(&mut framed, &message);
+        let _ = self.send.send_data(framed.freeze(), false);
+    }
+}
+
+/// A `WatchResponse`, its events left as they are.
+#[derive(Default)]
+pub struct Response<'a> {
+    pub header: ResponseHeader,
+    pub watch_id: i64,
+    pub created: bool,
+    pub canceled: bool,
+    pub compact_revision: i64,
+    pub cancel_reason: &'a str,
+    pub fragment: bool,
+    pub events: Vec<&'a [u8]>,
+}
+
+impl<'a> Response<'a> {
+    pub fn parse(message: &'a [u8]) -> Result<Self, Unreadable> {
+        let mut response = Self::default();
+        for field in wire::fields(message) {
+            let field = field?;
+            match (field.number, field.value) {
+                (1, wire::Value::Bytes(header)) => response.header.merge(header)?,
+                (2, wire::Value::Varint(id)) => response.watch_id = id as i64,
+                (3, wire::Value::Varint(created)) => response.created = created != 0,
+                (4, wire::Value::Varint(canceled)) => response.canceled = canceled != 0,
+                (5, wire::Value::Varint(revision)) => response.compact_revision = revision as i64,
+                (6, wire::Value::Bytes(reason)) => {
+                    response.cancel_reason = std::str::from_utf8(reason).unwrap_or_default()
+                }
+                (7, wire::Value::Varint(fragment)) => response.fragment = fragment != 0,
+                (11, wire::Value::Bytes(event)) => response.events.push(event),
+                _ => (),
+            }
+        }
+        Ok(response)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    #[error(transparent)]
+    Wire(#[from] wire::Malformed),
+    #[error(transparent)]
+    Header(#[from] prost::DecodeError),
+}
