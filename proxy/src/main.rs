@@ -1,6 +1,6 @@
 //! The command line: read it, start what it says, and end with the exit code that etcd's users know.
 
-use std::{process::ExitCode, time::Duration};
+use std::{fmt::Display, io::Write, process::ExitCode, time::Duration};
 
 use etcd_proxy::{
     app, config,
@@ -17,7 +17,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     match flags::parse(std::env::args_os().skip(1), &flags::process_env()) {
         Ok(Invocation::Print(text)) => {
-            print!("{text}");
+            // A reader that has gone, as `head` does, is no failure.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
         Ok(Invocation::Start { flags, warnings }) => match flags.check() {
@@ -32,8 +33,17 @@ fn main() -> ExitCode {
 const LOG_FLUSH: Duration = Duration::from_secs(1);
 
 fn refuse(refusal: &Refusal) -> ExitCode {
-    eprint!("{refusal}");
+    complain(refusal);
     failure()
+}
+
+/// Says on stderr why the proxy does not start; one that is closed or full must not turn that into a panic.
+fn complain(reason: impl Display) {
+    let mut text = reason.to_string();
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn failure() -> ExitCode {
@@ -46,7 +56,7 @@ fn run(flags: &Flags, warnings: impl Iterator<Item = String>) -> ExitCode {
         LogFormat::Text => logging::Format::Text,
     };
     if let Err(error) = logging::init(flags.level(), format) {
-        eprintln!("{error}");
+        complain(error);
         return failure();
     }
     for warning in warnings {
@@ -57,14 +67,14 @@ fn run(flags: &Flags, warnings: impl Iterator<Item = String>) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             logging::flush(LOG_FLUSH);
-            eprintln!("{error}");
+            complain(error);
             return failure();
         }
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("failed to start: {error}");
+            complain(format_args!("failed to start: {error}"));
             return failure();
         }
     };
@@ -77,14 +87,14 @@ async fn serve(flags: &Flags, config: app::Config) -> ExitCode {
     let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => {
-            eprintln!("failed to listen for signals: {error}");
+            complain(format_args!("failed to listen for signals: {error}"));
             return failure();
         }
     };
     let running = match app::start(config).await {
         Ok(running) => running,
         Err(error) => {
-            eprintln!("{error}");
+            complain(error);
             return failure();
         }
     };
