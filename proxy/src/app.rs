@@ -8,11 +8,12 @@ use crate::{
     admin::Admin,
     drain::{self, Trigger},
     metrics::Metrics,
+    resolver::{self, Proxy},
     router::Router,
     rules::namespace::Namespace,
     server::{self, Shards},
     services::{
-        cluster::Cluster,
+        cluster::{Advertised, Cluster},
         health::Health,
         keepalive::KeepAlives,
         watch::hub::{self, Hub},
@@ -32,6 +33,10 @@ pub struct Config {
     pub health: upstream::health::Config,
     pub namespace: Namespace,
     pub watch: hub::Config,
+    /// How this proxy is shown to clients that ask for the members; without it they see etcd's own.
+    pub advertised: Option<Proxy>,
+    /// How it registers itself among the cluster's proxies, if it does.
+    pub registration: Option<resolver::Config>,
     /// How long calls under way may take to end after SIGTERM.
     pub drain_timeout: Duration,
 }
@@ -70,6 +75,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (trigger, watcher) = drain::channel();
     let mut tasks = vec![tokio::spawn(upstream::health::run(upstream.clone(), config.health))];
 
+    let registered = config.registration.map(|registration| {
+        let (registered, working) = resolver::start(registration, &upstream, &config.namespace, watcher.clone());
+        tasks.extend(working);
+        registered
+    });
+    let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered }));
+
     let admin = Admin::new(metrics.clone());
     let hub = Hub::new(upstream.clone(), config.namespace.clone(), metrics.clone(), config.watch, watcher.clone());
     let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.clone()));
@@ -81,7 +93,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             upstream: upstream.for_shard(channel.clone()),
             hub: hub.clone(),
             keepalives: keepalives.clone(),
-            cluster: Cluster {},
+            cluster: cluster.clone(),
             health: health.clone(),
             admin: admin.clone(),
             metrics: shard_metrics.clone(),

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     app,
     flags::Flags,
+    resolver::{self, Proxy},
     rules::namespace::Namespace,
     server,
     services::watch::hub,
@@ -36,6 +37,7 @@ const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 
 /// Reads the files that the flags name.
 pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
+    let advertised = advertised(flags);
     let endpoints: Vec<Arc<Endpoint>> =
         flags.endpoints.iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
     Ok(app::Config {
@@ -64,8 +66,27 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
         namespace: Namespace::new(flags.namespace.clone()),
         watch: hub::Config { max_log_bytes: flags.watch_log_max_bytes as usize },
+        registration: advertised.clone().and_then(|this| registration(flags, this)),
+        advertised,
         drain_timeout: flags.drain_timeout,
     })
+}
+
+/// How this proxy is shown in member lists, if it is.
+fn advertised(flags: &Flags) -> Option<Proxy> {
+    let address = flags.advertise_client_url.clone();
+    (!address.is_empty()).then(|| Proxy { name: host_name().unwrap_or_else(|| address.clone()), address })
+}
+
+/// The name by which Linux knows this machine; in a container, the Pod's.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim_end().to_owned()).filter(|name| !name.is_empty())
+}
+
+fn registration(flags: &Flags, this: Proxy) -> Option<resolver::Config> {
+    let prefix = flags.resolver_prefix.clone();
+    (!prefix.is_empty()).then_some(resolver::Config { prefix, ttl_seconds: flags.resolver_ttl, this })
 }
 
 /// gRPC's own length field ends at 4 GiB.

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod backoff;
 pub mod config;
 pub mod drain;
 pub mod exchange;
@@ -12,6 +13,7 @@ pub mod go;
 pub mod logging;
 pub mod metrics;
 pub mod notify;
+pub mod resolver;
 pub mod router;
 pub mod rules;
 pub mod server;
