@@ -70,9 +70,9 @@ pub fn start(
 }
 
 impl Registered {
-    /// Everyone, in the order of their keys.
+    /// Everyone who can be reached somewhere, in the order of their keys.
     pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
-        self.by_key.values()
+        self.by_key.values().filter(|proxy| !proxy.address.is_empty())
     }
 
     /// Whether a key that was written at `written` is known to be gone.
@@ -130,7 +130,9 @@ impl Record {
 
     /// An entry that some other program registered may have no metadata, or other; it is shown under its address.
     fn read(value: &[u8]) -> Result<Proxy, serde_json::Error> {
-        let record: Record = serde_json::from_slice(value)?;
+        // By way of a map, as serde would take a list for the fields in their order, which Go does not.
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(value)?;
+        let record = Record::deserialize(serde_json::Value::Object(fields))?;
         let metadata = record.metadata.as_str().and_then(|text| serde_json::from_str::<Metadata>(text).ok());
         let name = metadata.map(|metadata| metadata.name).filter(|name| !name.is_empty());
         Ok(Proxy { name: name.unwrap_or_else(|| record.address.clone()), address: record.address })
