@@ -226,20 +226,20 @@ impl Log {
         Arc::new(Self { max_bytes, state: Mutex::new(state), opened: watch::Sender::new(None), room: Notify::new() })
     }
 
-    /// Notes etcd's answer to the create. A watch from now begins after the revision of that answer.
+    /// Notes etcd's answer to the create. A watch from now begins after the revision of that answer; one that is
+    /// refused ends.
     pub fn note_opened(&self, opened: Opened, from_now: bool) {
-        match &opened {
-            Ok(header) if from_now => {
-                let mut state = self.lock();
-                state.covered_from = header.revision + 1;
-                state.covered_to = header.revision;
-            }
-            Ok(_) => (),
-            Err(Refused { header, reason }) => {
-                self.end(End::Canceled { header: *header, compact_revision: 0, reason: reason.clone() });
-            }
+        if let (Ok(header), true) = (&opened, from_now) {
+            let mut state = self.lock();
+            state.covered_from = header.revision + 1;
+            state.covered_to = header.revision;
         }
+        // Whoever waits must find the answer before it finds the end.
+        let refused = opened.clone().err();
         self.opened.send_replace(Some(opened));
+        if let Some(Refused { header, reason }) = refused {
+            self.end(End::Canceled { header, compact_revision: 0, reason });
+        }
     }
 
     pub fn is_opened(&self) -> bool {

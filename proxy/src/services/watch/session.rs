@@ -62,6 +62,8 @@ pub struct Session {
     /// Framed messages for the client.
     out: BytesMut,
     last_header: ResponseHeader,
+    /// Why the stream must end, once that is known.
+    lost: Option<Status>,
 }
 
 struct Watch {
@@ -113,6 +115,7 @@ impl Session {
             turns: VecDeque::new(),
             out: BytesMut::new(),
             last_header: ResponseHeader::default(),
+            lost: None,
         }
     }
 
@@ -132,6 +135,9 @@ impl Session {
             }
             self.turns.extend(ready.drain(..).map(Turn::Watch));
             self.fill();
+            if let Some(status) = &self.lost {
+                return Ok(end(replies, status));
+            }
             let wanted = self.out.len();
             tokio::select! {
                 sent = send_some(&mut replies, &mut self.out) => sent?,
@@ -319,6 +325,12 @@ impl Session {
             Read::Ended(End::Continue { next_revision }) => {
                 self.relocate(key, Some(next_revision));
                 true
+            }
+            // etcd was asked again because a member was lost, and the rights have run out meanwhile. A client of that
+            // member would have lost its stream and come back with fresh ones, so that is what this one is told.
+            Read::Ended(End::Canceled { reason, .. }) if status::REAUTHENTICATE_REASONS.contains(&reason.as_str()) => {
+                self.lost = Some(status::broken(reason));
+                false
             }
             Read::Ended(End::Canceled { header, compact_revision, reason }) => {
                 let watch_id = watch.cursor.watch_id;
