@@ -139,6 +139,14 @@ impl Flags {
                 self.insecure_discovery && self.discovery_srv.is_empty(),
                 "insecure-discovery has no effect without discovery-srv",
             ),
+            (
+                self.experimental_serializable_ordering,
+                "experimental-serializable-ordering has no effect: a connection's reads come from one member while it serves",
+            ),
+            (
+                !self.experimental_leasing_prefix.is_empty(),
+                "experimental-leasing-prefix has no effect: every read reaches etcd",
+            ),
         ];
         cases.into_iter().filter(|(applies, _)| *applies).map(|(_, warning)| warning.to_owned()).collect()
     }
