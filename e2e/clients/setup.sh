@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Makes the clients of e2e/clients ready to run: builds what is built, and fetches
+# the libraries that each one's lock file pins, with the ordinary package clients.
+#
+# usage: e2e/clients/setup.sh [NAME...]      NAME: go; all without one
+#
+# Prints, for each NAME, what the tests run it with, on stdout: the program of go;
+# all else goes to stderr. What is ready is not made again, and two callers at once make it once. All
+# is kept below $ETCD_PROXY_TOOLS, else $XDG_CACHE_HOME/etcd-proxy, else
+# ~/.cache/etcd-proxy, else, without a home that can be written to, target/tools.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# Cold, the slowest takes about a minute; callers queue behind one another.
+LOCK_SECONDS=900
+
+# The oldest version that the libraries work with.
+GO_NEEDED=1.26.0
+
+if [[ -n "${ETCD_PROXY_TOOLS:-}" ]]; then
+  cache=$ETCD_PROXY_TOOLS
+elif [[ -n "${XDG_CACHE_HOME:-}" ]]; then
+  cache=$XDG_CACHE_HOME/etcd-proxy
+elif [[ -w "${HOME:-}" ]]; then
+  cache=$HOME/.cache/etcd-proxy
+else
+  cache=$(cd "$here/../.." && pwd)/target/tools
+fi
+cache=$cache/clients
+
+say() { echo "clients: $*" >&2; }
+die() {
+  say "$*"
+  exit 1
+}
+
+# newer_or_equal A B: whether version A is B or later.
+newer_or_equal() { [[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | tail -n 1)" == "$1" ]]; }
+
+# want PURPOSE PACKAGES COMMAND...: sees to it that COMMANDs are there; root gets
+# Debian's PACKAGES, others are told to install them.
+want() {
+  local purpose=$1 packages=$2 command missing=
+  shift 2
+  for command in "$@"; do
+    command -v "$command" >/dev/null || missing+=" $command"
+  done
+  [[ -n "$missing" ]] || return 0
+  if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    say "missing for $purpose:$missing; installing Debian's $packages"
+    # shellcheck disable=SC2086 # packages are words
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages ca-certificates; } >&2
+    hash -r
+  fi
+  for command in "$@"; do
+    command -v "$command" >/dev/null || die "$purpose needs $command, which is missing.
+  Remedy: install it (Debian: apt install $packages)."
+  done
+}
+
+# quietly COMMAND...: its output is shown only when it fails.
+quietly() {
+  local log status=0
+  log=$(mktemp)
+  "$@" >"$log" 2>&1 9>&- || status=$?
+  [[ $status == 0 ]] || cat "$log" >&2
+  rm -f "$log"
+  return $status
+}
+
+# once FOLDER COMMAND...: runs COMMAND with an empty folder as last argument, which
+# then becomes FOLDER; not if FOLDER is there already.
+once() {
+  local folder=$1 temporary
+  shift
+  [[ ! -d "$folder" ]] || return 0
+  mkdir -p "$cache"
+  exec 9>"$cache/.lock-$(basename "$folder")"
+  if command -v flock >/dev/null && ! flock -n 9; then
+    say "another process makes $(basename "$folder"); waiting for it"
+    flock -w "$LOCK_SECONDS" 9 || die "waited $LOCK_SECONDS s for $folder; is it stuck?"
+  fi
+  # The one before us may have made it meanwhile.
+  if [[ ! -d "$folder" ]]; then
+    temporary=$(mktemp -d "$cache/.making.XXXXXX")
+    # shellcheck disable=SC2064 # the folder of now
+    trap "rm -rf '$temporary'" EXIT
+    "$@" "$temporary" || die "making $folder failed; the lines above say why"
+    chmod 755 "$temporary"
+    mv -T "$temporary" "$folder"
+    trap - EXIT
+  fi
+  exec 9>&-
+}
+
+# of FILE...: a short name for the contents of these files.
+of() { cat "$@" | sha256sum | cut -c 1-16; }
+
+# --- Go
+
+go_ready() {
+  command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+  want "the Go client" "golang-go" go
+  export GOFLAGS=-mod=readonly GOWORK=off CGO_ENABLED=0
+  if newer_or_equal "$(go env GOVERSION | sed 's/^go//; s/[ -].*//')" "$GO_NEEDED"; then
+    export GOTOOLCHAIN=local
+  else
+    export GOTOOLCHAIN=go$GO_NEEDED+auto
+  fi
+  if [[ ! -w "${HOME:-}" ]]; then
+    export GOPATH=${GOPATH:-$cache/gopath} GOCACHE=${GOCACHE:-$cache/gocache}
+  fi
+  local folder
+  folder=$cache/go-$(of "$here"/go/go.mod "$here"/go/go.sum "$here"/go/*.go)
+  once "$folder" go_build
+  echo "$folder/go-client"
+}
+
+go_build() {
+  say "building the Go client"
+  (cd "$here/go" && quietly go build -trimpath -o "$1/go-client" .)
+}
+
+[[ $# -gt 0 ]] || set -- go
+for name in "$@"; do
+  case $name in
+    go) "${name}_ready" ;;
+    *) die "unknown client '$name'; known is go" ;;
+  esac
+done
