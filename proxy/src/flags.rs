@@ -4,16 +4,23 @@
 //! `docs/flags.md` and the start-up log are all read off it, so a flag is added in one place.
 
 mod check;
+mod commands;
+mod environment;
 mod file;
 mod help;
+mod nearest;
 mod parse;
+mod refusal;
 mod scan;
+mod table;
 #[cfg(test)]
 mod tests;
 
 pub use check::MetricsUrl;
+pub use environment::{env_name, process_env};
 pub use help::{markdown, start_usage};
-pub use parse::{Invocation, Refusal, env_name, parse, process_env};
+pub use parse::{Invocation, parse};
+pub use refusal::Refusal;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
 
+mod authorities;
 pub mod ciphers;
 pub mod client;
 mod crl;

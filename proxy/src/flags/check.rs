@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Flags;
-use super::parse::Refusal;
+use super::refusal::Refusal;
 use crate::go;
 
 /// etcd refuses leases that live longer (`lease.MaxLeaseTTL`), so a registration would never succeed.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_yaml::{Mapping, Value};
 
-use super::scan::nearest;
+use super::nearest::nearest;
 use crate::go;
 
 /// All flags with long values fit into a fraction of this; a larger file is some other file, or a device without end.

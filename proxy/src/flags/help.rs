@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use clap::{Arg, CommandFactory};
 
-use super::parse::env_name;
-use super::scan::{Command, kind};
+use super::commands::Command;
+use super::environment::env_name;
+use super::table::kind;
 use super::{Flags, GROUPS, OURS};
 use crate::go;
 

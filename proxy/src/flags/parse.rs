@@ -3,19 +3,20 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, CommandFactory, FromArgMatches};
 
+use super::commands::Command;
+use super::environment::env_name;
 use super::file::{self, FileValue};
-use super::scan::{Command, Table, Wrong, kind, scan, takes_any_bytes, usage_error};
+use super::refusal::Refusal;
+use super::scan::{Wrong, scan, usage_error};
+use super::table::{Table, kind, takes_any_bytes};
 use super::{Flags, help};
 use crate::go;
-
-pub(super) const ENV_PREFIX: &str = "ETCD_PROXY_";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -24,44 +25,6 @@ pub enum Invocation {
     Start { flags: Box<Flags>, warnings: Vec<String> },
     /// Print this to stdout and exit with 0.
     Print(String),
-}
-
-/// Why the command line cannot be obeyed: to be printed to stderr as it is, before an exit with `Refusal::EXIT_CODE`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal(String);
-
-impl Refusal {
-    /// etcd exits with 1 for everything; service units and scripts know no other code of its proxy.
-    pub const EXIT_CODE: i32 = 1;
-
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if !message.ends_with('\n') {
-            message.push('\n');
-        }
-        Refusal(message)
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refusal {}
-
-/// The variables of this process that could be meant for the proxy.
-pub fn process_env() -> BTreeMap<String, OsString> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, _)| name.starts_with(ENV_PREFIX))
-        .collect()
-}
-
-/// The environment variable that stands for a flag.
-pub fn env_name(flag: &str) -> String {
-    format!("{ENV_PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
 }
 
 /// Reads the arguments (without the name of the program), then the environment, then the config file that they name.

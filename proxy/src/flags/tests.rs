@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::CommandFactory;
 use proptest::prelude::*;
 
-use super::scan::kind;
+use super::table::kind;
 use super::*;
 
 const START: [&str; 2] = ["grpc-proxy", "start"];

@@ -9,8 +9,9 @@ use rustls::client::Resumption;
 use rustls::sign::SingleCertAndKey;
 use rustls_pki_types::ServerName;
 
+use super::authorities::Authorities;
 use super::reload::{self, Material, ReloadOutcome, Reloading, Sources};
-use super::verify::{Authorities, ServerVerifier};
+use super::verify::ServerVerifier;
 use super::{Error, FileStatus, files};
 
 /// The flags of the connections to etcd. An empty path means that the flag was not given.

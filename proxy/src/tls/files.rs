@@ -14,7 +14,7 @@ use rustls_pki_types::pem::{PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
-use super::verify::Authorities;
+use super::authorities::Authorities;
 use super::{Error, Role, identity};
 
 /// The system's bundle of all public CAs has half a megabyte; more than this is some other file.

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
+use super::authorities::Authorities;
 use super::crl::Revoked;
 use super::files::{self, Content, Fact};
-use super::verify::Authorities;
 use super::{Error, FileStatus, Role};
 
 /// How often the files are looked at when nobody connects. A second is far below any renewal margin.
