@@ -217,11 +217,7 @@ impl Replies {
 
     /// Ends with a status of ours.
     pub fn fail(self, status: &Status) {
-        let mut trailers = HeaderMap::with_capacity(3);
-        if status.add_header(&mut trailers).is_err() {
-            trailers.insert("grpc-status", HeaderValue::from(Code::Internal as i32));
-        }
-        self.finish(trailers);
+        self.finish(status::trailers(status));
     }
 
     /// Ends well.

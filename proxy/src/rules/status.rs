@@ -2,6 +2,7 @@
 //!
 //! etcd's clients match on the text of an error, so the text is part of the API.
 
+use http::{HeaderMap, HeaderValue};
 pub use tonic::{Code, Status};
 
 /// A request that is not the message that the RPC takes.
@@ -109,6 +110,30 @@ pub const DUPLICATE_WATCH_ID_REASON: &str = "mvcc: duplicate watch ID provided o
 pub const REAUTHENTICATE_REASONS: [&str; 2] =
     ["etcdserver: invalid auth token", "etcdserver: revision of auth store is old"];
 
+/// A status as it stands on the wire. The words are spelled as grpc-go spells them, blanks and all, where tonic would
+/// escape more: clients decode both, but not everyone who reads a header is one.
+pub fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(3);
+    if status.add_header(&mut trailers).is_err() {
+        trailers.insert(Status::GRPC_STATUS, HeaderValue::from(status.code() as i32));
+    }
+    trailers.insert(Status::GRPC_MESSAGE, escape(status.message()));
+    trailers
+}
+
+/// Escapes `%` and whatever is not printable ASCII.
+fn escape(message: &str) -> HeaderValue {
+    let mut escaped = String::with_capacity(message.len());
+    for &byte in message.as_bytes() {
+        match byte {
+            b'%' => escaped.push_str("%25"),
+            b' '..=b'~' => escaped.push(char::from(byte)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    HeaderValue::try_from(escaped).expect("printable ASCII is a header value")
+}
+
 /// Whether a status says that this member cannot serve now though another may.
 pub fn is_member_trouble(code: Code, message: &str) -> bool {
     code == Code::Unavailable
@@ -116,4 +141,21 @@ pub fn is_member_trouble(code: Code, message: &str) -> bool {
             message,
             "etcdserver: no leader" | "etcdserver: rpc not supported for learner" | "etcdserver: server stopped"
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_spelled_as_grpc_go_spells_them() {
+        for (words, spelled) in
+            [("etcdserver: no leader", "etcdserver: no leader"), ("100%\n", "100%25%0A"), ("\u{e9}~", "%C3%A9~"), ("", "")]
+        {
+            let trailers = trailers(&Status::internal(words));
+            assert_eq!(trailers["grpc-message"], spelled);
+            assert_eq!(trailers["grpc-status"], "13");
+            assert_eq!(Status::from_header_map(&trailers).expect("a status").message(), words);
+        }
+    }
 }

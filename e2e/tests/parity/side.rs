@@ -1,0 +1,431 @@
+//! The three sides that a script runs against, what each of them said, and the comparison.
+
+use std::fmt::{Debug, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use etcd_proxy_e2e::{Etcd, Proxy, Version};
+use etcd_proxy_proto::etcdserverpb::WatchResponse;
+use http::HeaderMap;
+use prost::Message;
+
+use crate::rpcs::Rpc;
+use crate::wire::{Call, Item, Link, frame};
+
+/// What the namespaced side's keys begin with in etcd.
+pub const NAMESPACE: &str = "tenant/";
+
+/// Longer messages are shown and compared by length and checksum.
+const SHOWN_BYTES: usize = 512;
+
+/// What is shown of a message's meaning; its bytes are compared whole.
+const SHOWN_TEXT: usize = 800;
+
+/// How a side reaches etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Direct,
+    Proxied,
+    Namespaced,
+}
+
+/// One side as a script sees it. Clones share the connection and the transcript, and differ in metadata.
+#[derive(Clone)]
+pub struct Side {
+    pub way: Way,
+    pub version: Version,
+    link: Link,
+    parts: Arc<Parts>,
+    metadata: Vec<(String, Vec<u8>)>,
+    excused: bool,
+    any_message: bool,
+}
+
+struct Parts {
+    etcd: Etcd,
+    proxy: Option<Proxy>,
+    /// Guards what was said so far; scripts of one side may call at the same time.
+    transcript: Mutex<Vec<Entry>>,
+}
+
+/// What was said in one case.
+#[derive(Clone, Debug)]
+struct Entry {
+    case: String,
+    said: String,
+    /// The namespaced side may say something else here; the script says why.
+    excused: bool,
+}
+
+/// A call whose messages a script sends and awaits one by one.
+pub struct Stream<Q, A> {
+    call: Call,
+    side: Side,
+    types: std::marker::PhantomData<fn(Q) -> A>,
+}
+
+/// Runs a script on three fresh etcds and fails with every case in which a way through the proxy was not as direct.
+pub fn compare<F, Fut>(version: Version, flags: Vec<String>, script: F)
+where
+    F: Fn(Side) -> Fut + Copy + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime can be built");
+    runtime.block_on(async {
+        let sides = [Way::Direct, Way::Proxied, Way::Namespaced].map(|way| {
+            let flags = flags.clone();
+            tokio::spawn(async move {
+                let parts = tokio::task::spawn_blocking(move || start(way, version, &flags)).await;
+                let parts = Arc::new(parts.expect("etcd and the proxy start"));
+                let link = Link::dial(parts.address()).await;
+                let side = Side { way, version, link, parts: parts.clone(), metadata: Vec::new(), excused: false, any_message: false };
+                let ended = tokio::spawn(script(side)).await;
+                let transcript = std::mem::take(&mut *parts.lock());
+                (way, transcript, ended.err().map(|error| error.to_string()))
+            })
+        });
+        let mut transcripts = Vec::new();
+        for side in sides {
+            transcripts.push(side.await.expect("a side hands over its transcript"));
+        }
+        report(version, &transcripts);
+    });
+}
+
+fn start(way: Way, version: Version, flags: &[String]) -> Parts {
+    let mut etcd = Etcd::builder().version(version);
+    // Ids are made of the advertised peer URL, so it is the same everywhere; nobody connects to it.
+    let peer = "http://127.0.0.1:2380";
+    etcd = etcd.flag(format!("--initial-advertise-peer-urls={peer}")).flag(format!("--initial-cluster=m0={peer}"));
+    let etcd = flags.iter().fold(etcd, |etcd, flag| etcd.flag(flag)).start();
+    // With nothing to advertise, the proxy shows the members as they are.
+    let proxy = Proxy::builder().flag(format!("--endpoints={}", etcd.endpoints())).flag("--advertise-client-url=");
+    let proxy = match way {
+        Way::Direct => None,
+        Way::Proxied => Some(proxy.start()),
+        Way::Namespaced => Some(proxy.flag(format!("--namespace={NAMESPACE}")).start()),
+    };
+    Parts { etcd, proxy, transcript: Mutex::default() }
+}
+
+type Transcript = (Way, Vec<Entry>, Option<String>);
+
+fn report(version: Version, transcripts: &[Transcript]) {
+    let (_, direct, direct_error) = &transcripts[0];
+    let last = |said: &[Entry]| said.last().map_or_else(String::new, |entry| format!("{}\n{}", entry.case, entry.said));
+    assert!(direct_error.is_none(), "etcd {version:?} itself: {direct_error:?} after {}", last(direct));
+    assert!(!direct.is_empty(), "the script has no cases");
+    let mut differences = String::new();
+    let mut count = 0;
+    for (way, said, error) in &transcripts[1..] {
+        for (ours, theirs) in said.iter().zip(direct) {
+            if ours.case != theirs.case {
+                // Where scripts go other ways because of an answer, that answer is among the differences already.
+                count += 1;
+                break;
+            }
+            if ours.said != theirs.said && !(theirs.excused && *way == Way::Namespaced) {
+                count += 1;
+                write!(differences, "\n{way:?}: {}\n  direct:\n{}  {way:?}:\n{}", ours.case, theirs.said, ours.said)
+                    .expect("a String takes all");
+            }
+        }
+        if let Some(error) = error {
+            count += 1;
+            let last = last(said);
+            write!(differences, "\n{way:?}: the script broke off: {error}, after {last}\n").expect("a String takes all");
+        } else if said.len() != direct.len() {
+            count += 1;
+            writeln!(differences, "\n{way:?}: {} cases instead of {}", said.len(), direct.len()).expect("a String takes all");
+        }
+    }
+    assert!(count == 0, "{count} of {} answers differ at etcd {version:?}{differences}", direct.len() * 2);
+    println!("{} cases, each answered alike three times", direct.len());
+}
+
+impl Parts {
+    fn address(&self) -> &str {
+        self.proxy.as_ref().map_or(self.etcd.address(), Proxy::address)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
+        self.transcript.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Side {
+    /// The same side, sending this header besides.
+    pub fn with(&self, name: &str, value: impl Into<Vec<u8>>) -> Side {
+        let mut side = self.clone();
+        side.metadata.push((name.to_owned(), value.into()));
+        side
+    }
+
+    /// The same side; what it says may differ behind a namespace, for the reason given.
+    pub fn differing_behind_a_namespace(&self, reason: &str) -> Side {
+        assert!(!reason.is_empty());
+        Side { excused: true, ..self.clone() }
+    }
+
+    /// The same side; the text of a failure is not compared, its code is.
+    pub fn with_any_message(&self) -> Side {
+        Side { any_message: true, ..self.clone() }
+    }
+
+    /// The same side on a connection of its own.
+    pub async fn on_a_new_connection(&self) -> Side {
+        Side { link: Link::dial(self.parts.address()).await, ..self.clone() }
+    }
+
+    /// A key as etcd itself knows it.
+    pub fn key_in_etcd(&self, key: &str) -> Bytes {
+        match self.way {
+            Way::Namespaced => format!("{NAMESPACE}{key}").into(),
+            _ => Bytes::copy_from_slice(key.as_bytes()),
+        }
+    }
+
+    /// Calls an RPC with one request and records all that comes of it; the first answer is returned.
+    pub async fn call<Q: Message, A: Answer>(&self, case: &str, rpc: Rpc<Q, A>, request: Q) -> Option<A> {
+        self.masked(case, rpc, request, |_| ()).await
+    }
+
+    /// The same; `mask` takes away what no two etcds have in common, such as tokens, before answers are recorded.
+    pub async fn masked<Q: Message, A: Answer>(
+        &self,
+        case: &str,
+        rpc: Rpc<Q, A>,
+        request: Q,
+        mask: impl Fn(&mut A),
+    ) -> Option<A> {
+        let mut stream = self.open(rpc).await;
+        stream.call.send(frame(&request.encode_to_vec()), true);
+        stream.rest_masked(case, mask).await.into_iter().next()
+    }
+
+    /// Calls without recording, for what a script needs and does not examine.
+    pub async fn fetch<Q: Message, A: Answer>(&self, rpc: Rpc<Q, A>, request: Q) -> A {
+        let mut stream = self.open(rpc).await;
+        stream.call.send(frame(&request.encode_to_vec()), true);
+        let mut said = String::new();
+        while let Some(item) = stream.call.next().await {
+            if let Item::Message { bytes, .. } = &item {
+                return A::decode(bytes.clone()).expect("etcd's answers decode");
+            }
+            said += &stream.side.show(&item, |_: &mut A| ());
+        }
+        panic!("no answer: {said}");
+    }
+
+    /// Opens a stream.
+    pub async fn open<Q, A>(&self, rpc: Rpc<Q, A>) -> Stream<Q, A> {
+        let mut headers = grpc_headers();
+        headers.extend(self.metadata.iter().cloned());
+        let call = self.link.begin(rpc.path, &headers).await;
+        Stream { call, side: self.clone(), types: std::marker::PhantomData }
+    }
+
+    /// Sends exactly these headers and bytes, and records all that comes of it.
+    pub async fn raw(&self, case: &str, path: &str, headers: &[(String, Vec<u8>)], pieces: &[Bytes], half_close: bool) {
+        let mut call = self.link.begin(path, headers).await;
+        for (index, piece) in pieces.iter().enumerate() {
+            call.send(piece.clone(), half_close && index + 1 == pieces.len());
+        }
+        if pieces.is_empty() && half_close {
+            call.send(Bytes::new(), true);
+        }
+        let mut said = String::new();
+        while let Some(item) = call.next().await {
+            said += &self.show(&item, |_: &mut ()| ());
+        }
+        self.record(case, said);
+    }
+
+    fn record(&self, case: &str, said: String) {
+        self.parts.lock().push(Entry { case: case.to_owned(), said, excused: self.excused });
+    }
+
+    /// One line or two for a thing said, equal for equal things.
+    fn show<A: Answer>(&self, item: &Item, mask: impl Fn(&mut A)) -> String {
+        match item {
+            Item::Head { status, headers, last } => {
+                let last = if *last { ", and no more" } else { "" };
+                format!("    head {status}{last} {}\n", self.headers(headers))
+            }
+            Item::Message { flag, bytes } => {
+                let bytes = self.with_one_address(bytes);
+                let (bytes, text) = match A::decode(bytes.clone()) {
+                    Ok(mut answer) => {
+                        let before = answer.encode_to_vec();
+                        mask(&mut answer);
+                        let after = answer.encode_to_vec();
+                        // Unmasked answers are compared as they stood on the wire.
+                        (if before == after { bytes } else { after.into() }, format!("{answer:?}"))
+                    }
+                    Err(error) => (bytes, error.to_string()),
+                };
+                let text: String = text.chars().take(SHOWN_TEXT).collect();
+                let shown = show_bytes(&bytes);
+                format!("    message flag {flag}, {} bytes {shown}\n      {text}\n", bytes.len())
+            }
+            Item::Leftover(bytes) => format!("    leftover {}\n", show_bytes(bytes)),
+            Item::Trailers(trailers) => format!("    trailers {}\n", self.headers(trailers)),
+            Item::End => "    end without trailers\n".to_owned(),
+            Item::Broken(error) => format!("    broken: {error}\n"),
+            Item::Silence => "    silence\n".to_owned(),
+        }
+    }
+
+    fn headers(&self, headers: &HeaderMap) -> String {
+        let mut lines: Vec<String> = headers
+            .iter()
+            .filter(|(name, _)| !(self.any_message && *name == "grpc-message"))
+            .map(|(name, value)| {
+                let value = self.with_one_address(&Bytes::copy_from_slice(value.as_bytes()));
+                format!("{name}: {}", String::from_utf8_lossy(&value))
+            })
+            .collect();
+        lines.sort();
+        format!("[{}]", lines.join(", "))
+    }
+
+    /// Each etcd listens on its own port; all ports have five digits, so one may stand for all, even in protobuf.
+    fn with_one_address(&self, bytes: &Bytes) -> Bytes {
+        let address = self.parts.etcd.address().as_bytes();
+        let mut bytes = bytes.to_vec();
+        let mut at = 0;
+        while let Some(found) = bytes[at..].windows(address.len()).position(|window| window == address) {
+            let port = at + found + "127.0.0.1:".len();
+            bytes[port..at + found + address.len()].fill(b'#');
+            at += found + address.len();
+        }
+        bytes.into()
+    }
+}
+
+impl<Q: Message, A: Answer> Stream<Q, A> {
+    pub fn send(&mut self, request: &Q) {
+        self.call.send(frame(&request.encode_to_vec()), false);
+    }
+
+    pub fn half_close(&mut self) {
+        self.call.send(Bytes::new(), true);
+    }
+
+    pub fn cancel(&mut self) {
+        self.call.cancel();
+    }
+
+    /// Awaits the next message and records what came, head or end included.
+    pub async fn next(&mut self, case: &str) -> Option<A> {
+        self.next_masked(case, |_| ()).await
+    }
+
+    pub async fn next_masked(&mut self, case: &str, mask: impl Fn(&mut A)) -> Option<A> {
+        let mut said = String::new();
+        let mut answer = None;
+        while let Some(item) = self.call.next().await {
+            said += &self.side.show(&item, &mask);
+            if let Item::Message { bytes, .. } = item {
+                answer = A::decode(bytes).ok();
+                break;
+            }
+        }
+        self.side.record(case, said);
+        answer
+    }
+
+    /// Awaits so many messages and records them in no order, for what a server does in the order of a map.
+    pub async fn several(&mut self, case: &str, count: usize) {
+        let mut said = Vec::new();
+        while said.len() < count {
+            let Some(item) = self.call.next().await else { break };
+            let message = matches!(item, Item::Message { .. });
+            said.push(self.side.show(&item, |_: &mut A| ()));
+            if !message {
+                break;
+            }
+        }
+        said.sort();
+        self.side.record(case, said.concat());
+    }
+
+    /// Awaits a message that is not recorded.
+    pub async fn fetch(&mut self) -> A {
+        match self.call.next().await {
+            Some(Item::Message { bytes, .. }) => A::decode(bytes).expect("etcd's answers decode"),
+            other => panic!("no message but {other:?}"),
+        }
+    }
+
+    /// Sends a message that no type describes.
+    pub fn send_raw(&mut self, message: &[u8]) {
+        self.call.send(frame(message), false);
+    }
+
+    /// Records everything up to the end of the stream, and returns the messages.
+    pub async fn rest(&mut self, case: &str) -> Vec<A> {
+        self.rest_masked(case, |_| ()).await
+    }
+
+    async fn rest_masked(&mut self, case: &str, mask: impl Fn(&mut A)) -> Vec<A> {
+        let mut said = String::new();
+        let mut answers = Vec::new();
+        while let Some(item) = self.call.next().await {
+            said += &self.side.show(&item, &mask);
+            if let Item::Message { bytes, .. } = item {
+                answers.extend(A::decode(bytes).ok());
+            }
+        }
+        self.side.record(case, said);
+        answers
+    }
+}
+
+impl<Q> Stream<Q, WatchResponse> {
+    /// Awaits so many events and records them one by one, whatever messages they came in. Messages that carry what they
+    /// must not are recorded as they are.
+    pub async fn events(&mut self, case: &str, count: usize) {
+        let (mut said, mut seen, mut open) = (String::new(), 0, false);
+        while seen < count || open {
+            let item = self.call.next().await;
+            let Some(Item::Message { bytes, .. }) = &item else {
+                said += &format!("    {item:?}\n");
+                break;
+            };
+            let mut answer = WatchResponse::decode(bytes.clone()).expect("etcd's answers decode");
+            let header = answer.header.take().expect("etcd's answers have a header");
+            seen += answer.events.len();
+            open = std::mem::take(&mut answer.fragment);
+            let newest = answer.events.last().and_then(|event| event.kv.as_ref()).map_or(0, |kv| kv.mod_revision);
+            if answer.events.is_empty() || header.revision < newest {
+                said += &format!("    of revision {}: {answer:?}\n", header.revision);
+            }
+            let (cluster, member, term) = (header.cluster_id, header.member_id, header.raft_term);
+            for event in std::mem::take(&mut answer.events) {
+                let bytes = show_bytes(&event.encode_to_vec().into());
+                said += &format!("    from {cluster:x} {member:x} {term}, {answer:?}: {bytes}\n");
+            }
+        }
+        self.side.record(case, said);
+    }
+}
+
+/// What a message must be to be received and shown.
+pub trait Answer: Message + Default + Debug {}
+impl<A: Message + Default + Debug> Answer for A {}
+
+/// What every gRPC client sends.
+pub fn grpc_headers() -> Vec<(String, Vec<u8>)> {
+    [("content-type", "application/grpc"), ("te", "trailers")].map(|(name, value)| (name.to_owned(), value.into())).into()
+}
+
+fn show_bytes(bytes: &Bytes) -> String {
+    if bytes.len() <= SHOWN_BYTES {
+        return bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    }
+    // FNV-1a: whatever tells long messages apart.
+    let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("with checksum {sum:016x}")
+}
