@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use etcd_proxy_e2e::{Etcd, Proxy};
 use etcd_proxy_proto::{
     etcdserverpb::{
-        CompactionRequest, PutRequest, RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
-        WatchResponse, kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
+        CompactionRequest, PutRequest, RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
+        WatchRequest, WatchResponse, kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
     },
     mvccpb::Event,
 };
@@ -27,7 +27,10 @@ impl Watcher {
         Self::open_with(channel, |_| ()).await
     }
 
-    async fn open_with(channel: &Channel, edit: impl FnOnce(&mut Request<tokio_stream::wrappers::ReceiverStream<WatchRequest>>)) -> Self {
+    async fn open_with(
+        channel: &Channel,
+        edit: impl FnOnce(&mut Request<tokio_stream::wrappers::ReceiverStream<WatchRequest>>),
+    ) -> Self {
         let (requests, receiver) = mpsc::channel(16);
         let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
         edit(&mut request);
@@ -93,7 +96,8 @@ fn revisions(events: &[Event]) -> Vec<i64> {
 }
 
 fn standing_watchers(etcd: &Etcd) -> f64 {
-    let metric = |member: &etcd_proxy_e2e::etcd::Member| member.metric("etcd_debugging_mvcc_watcher_total").unwrap_or(0.0);
+    let metric =
+        |member: &etcd_proxy_e2e::etcd::Member| member.metric("etcd_debugging_mvcc_watcher_total").unwrap_or(0.0);
     etcd.members().iter().map(metric).sum()
 }
 
@@ -194,7 +198,13 @@ async fn histories_are_whole_while_members_are_killed_paused_and_restarted() {
         }
     });
     let count = async || {
-        let request = RangeRequest { key: "h/".into(), range_end: "h0".into(), count_only: true, serializable: true, ..Default::default() };
+        let request = RangeRequest {
+            key: "h/".into(),
+            range_end: "h0".into(),
+            count_only: true,
+            serializable: true,
+            ..Default::default()
+        };
         KvClient::new(channel.clone()).range(request).await.map_or(0, |answer| answer.into_inner().count)
     };
     for round in 0..6 {
@@ -244,7 +254,8 @@ async fn histories_are_whole_while_members_are_killed_paused_and_restarted() {
         assert_eq!(count, shown.len(), "an event came twice");
         // `h/end` may have been written more than once until it was seen to succeed.
         let until = shown.last().expect("not empty").0;
-        let mut expected: Vec<(i64, String)> = truth.clone().into_iter().filter(|(revision, _)| *revision <= until).collect();
+        let mut expected: Vec<(i64, String)> =
+            truth.clone().into_iter().filter(|(revision, _)| *revision <= until).collect();
         expected.retain(|(_, key)| key != "h/end");
         shown.retain(|(_, key)| key != "h/end");
         assert_eq!(shown, expected);
@@ -254,8 +265,10 @@ async fn histories_are_whole_while_members_are_killed_paused_and_restarted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_sleeps_harms_nobody_and_misses_nothing() {
     let etcd = Etcd::start();
-    let proxy =
-        Proxy::builder().flag(format!("--endpoints={}", etcd.endpoints())).flag("--watch-log-max-bytes=1048576").start();
+    let proxy = Proxy::builder()
+        .flag(format!("--endpoints={}", etcd.endpoints()))
+        .flag("--watch-log-max-bytes=1048576")
+        .start();
     let channel = channel(&proxy).await;
     let sleeper_channel = etcd_proxy_e2e::grpc::channel(proxy.address()).await;
     let mut sleeper = Watcher::open(&sleeper_channel).await;

@@ -117,6 +117,8 @@ impl Shards {
             thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
                 runtime.block_on(async move {
                     let router = make_router();
+                    // What it holds of the drain must not outlive the router that it made.
+                    drop(make_router);
                     shard.run(sockets, router).await;
                 });
             })?;
@@ -189,8 +191,8 @@ impl Shard {
                 shard.serve(socket, router).await;
             });
         }
-        // The acceptors are gone: stay for the connections that finish.
-        drop(router);
+        // The acceptors are gone: stay for the connections that finish, and hold up the end no longer than they do.
+        drop((shard, router));
         std::future::pending::<()>().await;
     }
 
