@@ -149,9 +149,12 @@ mod tests {
 
     #[test]
     fn words_are_spelled_as_grpc_go_spells_them() {
-        for (words, spelled) in
-            [("etcdserver: no leader", "etcdserver: no leader"), ("100%\n", "100%25%0A"), ("\u{e9}~", "%C3%A9~"), ("", "")]
-        {
+        for (words, spelled) in [
+            ("etcdserver: no leader", "etcdserver: no leader"),
+            ("100%\n", "100%25%0A"),
+            ("\u{e9}~", "%C3%A9~"),
+            ("", ""),
+        ] {
             let trailers = trailers(&Status::internal(words));
             assert_eq!(trailers["grpc-message"], spelled);
             assert_eq!(trailers["grpc-status"], "13");

@@ -10,8 +10,9 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use etcd_proxy_proto::etcdserverpb::LeaseKeepAliveRequest;
+use futures_util::{FutureExt, StreamExt, stream::FuturesOrdered};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 
 use crate::{
     drain::Watcher,
@@ -60,44 +61,53 @@ impl KeepAlives {
     async fn exchange(&self, caller: &Caller, mut requests: Requests, mut replies: Replies) -> Outcome {
         let lanes = self.lanes(caller);
         let mut drain = self.drain.clone();
-        let (answers, mut answered) = mpsc::channel(MAX_UNANSWERED);
-        let mut unanswered = 0;
+        // etcd answers one stream's requests in their order, although ours take several lanes.
+        let mut asked = FuturesOrdered::new();
         let mut half_closed = false;
         loop {
             tokio::select! {
                 gone = replies.gone() => return Err(gone),
                 () = drain.signaled() => return Ok(end(replies, &status::draining())),
-                request = requests.next(), if !half_closed && unanswered < MAX_UNANSWERED => match request {
+                request = requests.next(), if !half_closed && asked.len() < MAX_UNANSWERED => match request {
                     Some(Ok(message)) => match LeaseKeepAliveRequest::decode(message) {
                         Ok(request) => {
-                            unanswered += 1;
                             self.metrics.keepalives_received.inc();
-                            lanes.of(request.id).ask(Ask { lease: request.id, answer: answers.clone() });
+                            let (answer, answered) = oneshot::channel();
+                            lanes.of(request.id).ask(Ask { lease: request.id, answer });
+                            asked.push_back(answered);
                         }
                         Err(error) => return Ok(end(replies, &status::malformed(error))),
                     },
                     Some(Err(status)) => return Ok(end(replies, &status)),
                     None => half_closed = true,
                 },
-                Some(answer) = answered.recv() => {
+                Some(answer) = asked.next() => {
                     let mut out = BytesMut::new();
                     let mut next = Some(answer);
+                    let mut refused = None;
                     while let Some(answer) = next {
-                        unanswered -= 1;
-                        match answer {
+                        match answer.unwrap_or_else(|_| Err(status::draining())) {
                             Ok(framed) => out.extend_from_slice(&framed),
-                            Err(status) => return Ok(end(replies, &status)),
+                            Err(status) => {
+                                refused = Some(status);
+                                break;
+                            }
                         }
-                        next = answered.try_recv().ok();
+                        next = asked.next().now_or_never().flatten();
                     }
-                    if !replies.has_begun() {
-                        replies.begin(http::HeaderMap::new())?;
+                    if !out.is_empty() {
+                        if !replies.has_begun() {
+                            replies.begin(http::HeaderMap::new())?;
+                        }
+                        replies.data(out.freeze()).await?;
                     }
-                    replies.data(out.freeze()).await?;
+                    if let Some(status) = refused {
+                        return Ok(end(replies, &status));
+                    }
                 }
             }
             // etcd answers all that was asked before the client closed its half, and then ends well.
-            if half_closed && unanswered == 0 {
+            if half_closed && asked.is_empty() {
                 replies.succeed();
                 return Ok(Code::Ok);
             }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::LeaseKeepAliveRequest;
 use h2::SendStream;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Answer;
 use crate::{
@@ -33,7 +33,7 @@ const ID: u32 = 2;
 /// A client's wish to have a lease renewed.
 pub struct Ask {
     pub lease: i64,
-    pub answer: mpsc::Sender<Answer>,
+    pub answer: oneshot::Sender<Answer>,
 }
 
 /// The handle of a lane; when it is dropped the lane ends.
@@ -60,7 +60,7 @@ struct Task {
     metrics: Arc<Metrics>,
     asks: mpsc::UnboundedReceiver<Ask>,
     /// Who waits for which lease.
-    waiting: HashMap<i64, Vec<mpsc::Sender<Answer>>>,
+    waiting: HashMap<i64, Vec<oneshot::Sender<Answer>>>,
     /// The leases that etcd has been asked for, in the order in which it answers.
     sent: VecDeque<i64>,
 }
@@ -172,14 +172,14 @@ impl Task {
         }
         let framed = framing::frame(message);
         for answer in self.waiting.remove(&lease).unwrap_or_default() {
-            tell(&answer, Ok(framed.clone()));
+            tell(answer, Ok(framed.clone()));
         }
     }
 
     fn answer_first(&mut self, status: &Status) {
         let first = self.sent.pop_front();
         for answer in first.and_then(|lease| self.waiting.remove(&lease)).unwrap_or_default() {
-            tell(&answer, Err(status.clone()));
+            tell(answer, Err(status.clone()));
         }
     }
 
@@ -190,9 +190,9 @@ impl Task {
     }
 }
 
-/// The queue has room for all that a session may have unanswered, so it is full only for one that has ended.
-fn tell(to: &mpsc::Sender<Answer>, answer: Answer) {
-    let _ = to.try_send(answer);
+/// A session that has ended does not wait for its answers any more.
+fn tell(to: oneshot::Sender<Answer>, answer: Answer) {
+    let _ = to.send(answer);
 }
 
 /// Requests are small and few are under way, so h2 may queue them; an error shows in the answer.
