@@ -194,7 +194,25 @@ expect OK etcdctl --endpoints="$alpha" put news first
 expect OK etcdctl --endpoints="$alpha" put news second
 await "both events" grep -q second "$folder/watch.out"
 expect $'PUT\nnews\nfirst\nPUT\nnews\nsecond' cat "$folder/watch.out"
-kill "$watch"
+echo "Three more clients watch the same key; etcd still serves one watch:"
+for client in 2 3 4; do
+  start "watch$client" etcdctl --endpoints="$alpha" watch news --rev=1
+  watch+=" $started"
+  await "both events" grep -q second "$folder/watch$client.out"
+done
+watches() {
+  local client sum=0
+  for client in "${clients[@]}"; do
+    sum=$((sum + $(curl --silent "http://$client/metrics" | sed -n 's/^etcd_debugging_mvcc_watcher_total //p')))
+  done
+  echo "etcd_debugging_mvcc_watcher_total, all members: $sum"
+}
+one_watch() { [[ $(watches) == *": 1" ]]; }
+# etcd's own proxy does not get there.
+[[ $PROXY_CMD != etcd-proxy* ]] || await "one watch for four clients" one_watch
+watches
+# shellcheck disable=SC2086 # Several process ids.
+kill $watch
 
 title "5. A lock: the second client waits for the first"
 start holder etcdctl --endpoints="$alpha" lock mutex
