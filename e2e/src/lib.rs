@@ -16,6 +16,8 @@ pub mod programs;
 
 /// Certificates of all the kinds that etcd and the proxy take or must refuse.
 pub mod certs;
+/// A name server with SRV records.
+pub mod dns;
 /// A plain HTTP/1.0 GET, for health and metrics.
 pub mod http;
 
@@ -29,6 +31,7 @@ pub mod grpc;
 pub mod proxy;
 
 pub use certs::{Authority, Pair};
+pub use dns::NameServer;
 pub use etcd::{Etcd, Tls};
 pub use etcdctl::{Etcdctl, Outcome};
 pub use process::{Lines, Process};

@@ -18,7 +18,12 @@ use crate::{
         keepalive::KeepAlives,
         watch::hub::{self, Hub},
     },
-    upstream::{self, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints},
+    upstream::{
+        self, Upstream, channel,
+        discovery::{self, Discovery},
+        endpoint::Endpoint,
+        endpoints::Endpoints,
+    },
 };
 
 /// Everything that the proxy needs to know, checked; one part per room.
@@ -28,6 +33,7 @@ pub struct Config {
     pub listen_address: String,
     pub server: server::Config,
     pub endpoints: Vec<Arc<Endpoint>>,
+    pub discovery: discovery::Config,
     pub channel: channel::Config,
     pub limits: upstream::Limits,
     pub health: upstream::health::Config,
@@ -74,6 +80,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let upstream = Upstream::new(endpoints.clone(), channel.clone(), config.limits, metrics.clone());
     let (trigger, watcher) = drain::channel();
     let mut tasks = vec![tokio::spawn(upstream::health::run(upstream.clone(), config.health))];
+
+    let mut discovery = Discovery::new(config.discovery, upstream.clone(), channel.clone());
+    discovery.begin().await;
+    tasks.push(tokio::spawn(discovery.run()));
 
     let registered = config.registration.map(|registration| {
         let (registered, working) = resolver::start(registration, &upstream, &config.namespace, watcher.clone());

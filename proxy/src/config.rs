@@ -15,6 +15,7 @@ use crate::{
     tls::{self, ClientTls, ServerTls, self_signed, versions},
     upstream::{
         Limits, channel,
+        discovery::{self, dns},
         endpoint::{BadEndpoint, Endpoint},
         health,
     },
@@ -39,7 +40,7 @@ const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
     let advertised = advertised(flags);
     let endpoints: Vec<Arc<Endpoint>> =
-        flags.endpoints.iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
+        configured_endpoints(flags).iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
     Ok(app::Config {
         listen_address: flags.listen_addr.clone(),
         server: server::Config {
@@ -53,6 +54,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             keepalive_timeout: flags.grpc_keepalive_timeout,
         },
         endpoints,
+        discovery: discovery(flags),
         channel: channel::Config {
             tls: client_tls(flags)?,
             keepalive_time: flags.dial_keepalive_time,
@@ -70,6 +72,23 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         advertised,
         drain_timeout: flags.drain_timeout,
     })
+}
+
+/// The endpoints that were named. With `--discovery-srv` the default of `--endpoints` is none of them: while DNS does not
+/// answer, calls for the cluster must not go to whatever etcd this machine may run.
+fn configured_endpoints(flags: &Flags) -> &[String] {
+    let discovers = !flags.discovery_srv.is_empty();
+    if discovers && flags.endpoints == Flags::default().endpoints { &[] } else { &flags.endpoints }
+}
+
+fn discovery(flags: &Flags) -> discovery::Config {
+    let srv = (!flags.discovery_srv.is_empty()).then(|| dns::Config {
+        domain: flags.discovery_srv.clone(),
+        service_name: flags.discovery_srv_name.clone(),
+        insecure: flags.insecure_discovery,
+        name_server: None,
+    });
+    discovery::Config { srv, sync_interval: flags.endpoints_auto_sync_interval }
 }
 
 /// How this proxy is shown in member lists, if it is.

@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub mod channel;
+pub mod discovery;
 pub mod endpoint;
 pub mod endpoints;
 pub mod health;

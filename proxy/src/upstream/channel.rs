@@ -227,6 +227,11 @@ type BoxedConnection = Connection<Box<dyn Io>, Bytes>;
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// Whether a connection to the endpoint can be made at all, certificates and all.
+pub async fn check(config: &Config, endpoint: &Endpoint) -> Result<(), DialError> {
+    dial(config, endpoint).await.map(drop)
+}
+
 async fn dial(config: &Config, endpoint: &Endpoint) -> Result<(SendRequest<Bytes>, BoxedConnection), DialError> {
     tokio::time::timeout(DIAL_TIMEOUT, connect(config, endpoint))
         .await
