@@ -5,19 +5,20 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, Place, Watched},
     drain::{self, Trigger},
-    metrics::Metrics,
+    metrics::{Metrics, Side},
     resolver::{self, Proxy},
     router::Router,
     rules::namespace::Namespace,
-    server::{self, Shards},
+    server::{self, Bound, Front, Shards},
     services::{
         cluster::{Advertised, Cluster},
         health::Health,
         keepalive::KeepAlives,
         watch::hub::{self, Hub},
     },
+    tls::ReloadOutcome,
     upstream::{
         self, Upstream, channel,
         discovery::{self, Discovery},
@@ -32,6 +33,10 @@ pub struct Config {
     /// Where clients are served, `host:port`.
     pub listen_address: String,
     pub server: server::Config,
+    /// Where health and metrics are served besides.
+    pub metrics_addresses: Vec<MetricsAddress>,
+    /// Whether profiles may be taken.
+    pub profiles: bool,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub discovery: discovery::Config,
     pub channel: channel::Config,
@@ -47,13 +52,31 @@ pub struct Config {
     pub drain_timeout: Duration,
 }
 
+/// A listener for health and metrics only.
+#[derive(Clone, Debug)]
+pub struct MetricsAddress {
+    /// `host:port`.
+    pub address: String,
+    /// Whether it is served over the TLS of the main listener.
+    pub tls: bool,
+}
+
+/// Prometheus, a probe and a few people have room in this; whoever opens more has lost track of them.
+const MAX_METRICS_CONNECTIONS: usize = 512;
+/// When everything else has ended, an answer about health or metrics still gets this long.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// A proxy that serves. Dropping it ends the process's part in it at once; `drain` ends it well.
 pub struct Running {
     /// Where clients are served, with the port that the system chose if it was asked to.
     pub address: SocketAddr,
+    /// Where health and metrics are served besides.
+    pub metrics_addresses: Vec<SocketAddr>,
     pub endpoints: Arc<Endpoints>,
     drain_timeout: Duration,
     trigger: Trigger,
+    /// Ends the metrics addresses, which tell of the drain until it is over.
+    metrics_trigger: Trigger,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -68,11 +91,16 @@ pub enum StartError {
 
 /// Binds, starts what watches over etcd, and serves.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let bound = server::bind(&config.listen_address)
-        .await
-        .map_err(|source| StartError::Listen { address: config.listen_address.clone(), source })?;
+    let bound = bind(&config.listen_address).await?;
     let address = bound.address;
     tracing::info!(address = %config.listen_address, "listening for gRPC proxy client requests");
+
+    let mut metrics_bounds = Vec::new();
+    for MetricsAddress { address, tls } in config.metrics_addresses {
+        metrics_bounds.push((bind(&address).await?, tls));
+        let scheme = if tls { "https" } else { "http" };
+        tracing::info!(address = format!("{scheme}://{address}"), "gRPC proxy listening for metrics");
+    }
 
     let metrics = Arc::new(Metrics::new());
     let endpoints = Endpoints::new(config.endpoints.clone());
@@ -92,12 +120,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     });
     let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered }));
 
-    let admin = Admin::new(metrics.clone());
-    let hub = Hub::new(upstream.clone(), config.namespace.clone(), metrics.clone(), config.watch, watcher.clone());
-    let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.clone()));
-    let health = Health::new(endpoints.clone());
+    let hub = Hub::new(upstream.clone(), config.namespace.clone(), metrics.clone(), config.watch, watcher.observer());
+    let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.observer()));
+    let health = Health::new(endpoints.clone(), watcher.observer());
     let (namespace, shard_metrics) = (config.namespace.clone(), metrics.clone());
-    let make_router = move || {
+    let watched = Arc::new(Watched {
+        drain: watcher.observer(),
+        server_tls: config.server.tls.clone(),
+        client_tls: config.channel.tls.clone(),
+        profiles: config.profiles,
+    });
+    tasks.extend(watch_tls_files(&watched, &metrics));
+    let make_router = Arc::new(move || {
         Arc::new(Router {
             namespace: namespace.clone(),
             upstream: upstream.for_shard(channel.clone()),
@@ -105,20 +139,59 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             keepalives: keepalives.clone(),
             cluster: cluster.clone(),
             health: health.clone(),
-            admin: admin.clone(),
             metrics: shard_metrics.clone(),
         })
+    });
+
+    let (metrics_trigger, metrics_watcher) = drain::channel();
+    let metrics_addresses = metrics_bounds.iter().map(|(bound, _)| bound.address).collect();
+    for (bound, tls) in metrics_bounds {
+        let tls = config.server.tls.clone().filter(|_| tls);
+        let server = server::Config { tls, max_connections: MAX_METRICS_CONNECTIONS, ..config.server.clone() };
+        let admin = Admin::new(watched.clone(), make_router(), Place::ForOperators);
+        let front = Front { router: None, admin };
+        let serving = server::serve_here(Arc::new(server), metrics.clone(), bound, front, metrics_watcher.clone());
+        tasks.push(tokio::spawn(serving));
+        tracing::info!("gRPC proxy server metrics URL serving");
+    }
+
+    let make_front = move || {
+        let router = make_router();
+        Front { admin: Admin::new(watched.clone(), router.clone(), Place::ForClients), router: Some(router) }
     };
-    let shards =
-        Shards::start(&Arc::new(config.server), &metrics, &watcher, make_router).map_err(StartError::Thread)?;
+    let shards = Shards::start(&Arc::new(config.server), &metrics, &watcher, make_front).map_err(StartError::Thread)?;
     tasks.push(tokio::spawn(async move { shards.accept(bound, watcher).await }));
-    Ok(Running { address, endpoints, drain_timeout: config.drain_timeout, trigger, tasks })
+    let drain_timeout = config.drain_timeout;
+    Ok(Running { address, metrics_addresses, endpoints, drain_timeout, trigger, metrics_trigger, tasks })
+}
+
+async fn bind(address: &str) -> Result<Bound, StartError> {
+    server::bind(address).await.map_err(|source| StartError::Listen { address: address.to_owned(), source })
+}
+
+/// Takes over changed TLS files on both sides, and counts it. The log lines are theirs.
+fn watch_tls_files(watched: &Watched, metrics: &Arc<Metrics>) -> Vec<JoinHandle<()>> {
+    let count = |side| {
+        let metrics = metrics.clone();
+        move |outcome: ReloadOutcome| {
+            if !outcome.replaced.is_empty() {
+                metrics.reloaded(side, true);
+            }
+            if !outcome.failed.is_empty() {
+                metrics.reloaded(side, false);
+            }
+        }
+    };
+    let server = watched.server_tls.clone().map(|tls| tokio::spawn(tls.run_reload(count(Side::Clients))));
+    let client = watched.client_tls.clone().map(|tls| tokio::spawn(tls.run_reload(count(Side::Etcd))));
+    server.into_iter().chain(client).collect()
 }
 
 impl Running {
     /// Stops taking calls, lets those under way end, and says whether all did in time.
     pub async fn drain(self) -> bool {
         let finished = self.trigger.drain(self.drain_timeout).await;
+        self.metrics_trigger.drain(LAST_ANSWERS).await;
         for task in &self.tasks {
             task.abort();
         }

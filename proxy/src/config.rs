@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     app,
-    flags::Flags,
+    flags::{Flags, MetricsUrl, Refusal},
     resolver::{self, Proxy},
     rules::namespace::Namespace,
     server,
@@ -26,6 +26,8 @@ use crate::{
 pub enum ConfigError {
     #[error(transparent)]
     Endpoint(#[from] BadEndpoint),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     #[error(transparent)]
     Tls(#[from] tls::Error),
     #[error(transparent)]
@@ -53,6 +55,8 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             keepalive_interval: flags.grpc_keepalive_interval,
             keepalive_timeout: flags.grpc_keepalive_timeout,
         },
+        metrics_addresses: metrics_addresses(flags)?,
+        profiles: flags.enable_pprof,
         endpoints,
         discovery: discovery(flags),
         channel: channel::Config {
@@ -106,6 +110,11 @@ fn host_name() -> Option<String> {
 fn registration(flags: &Flags, this: Proxy) -> Option<resolver::Config> {
     let prefix = flags.resolver_prefix.clone();
     (!prefix.is_empty()).then_some(resolver::Config { prefix, ttl_seconds: flags.resolver_ttl, this })
+}
+
+fn metrics_addresses(flags: &Flags) -> Result<Vec<app::MetricsAddress>, ConfigError> {
+    let urls = flags.metrics_urls()?.into_iter();
+    Ok(urls.map(|MetricsUrl { tls, address }| app::MetricsAddress { address, tls }).collect())
 }
 
 /// gRPC's own length field ends at 4 GiB.

@@ -17,6 +17,12 @@ pub struct Watcher {
     _working: mpsc::Sender<()>,
 }
 
+/// Held by whoever wants to know of the end but is not waited for.
+#[derive(Clone)]
+pub struct Observer {
+    signal: watch::Receiver<bool>,
+}
+
 pub fn channel() -> (Trigger, Watcher) {
     let (signal, heard) = watch::channel(false);
     // Nothing is ever sent: the channel closes when the last watcher is dropped.
@@ -43,6 +49,22 @@ impl Watcher {
     pub fn is_signaled(&self) -> bool {
         *self.signal.borrow()
     }
+
+    pub fn observer(&self) -> Observer {
+        Observer { signal: self.signal.clone() }
+    }
+}
+
+impl Observer {
+    /// Returns when the end has begun, at once if it already has.
+    pub async fn signaled(&mut self) {
+        // A trigger that is gone without a signal is the process's end as well.
+        let _ = self.signal.wait_for(|signaled| *signaled).await;
+    }
+
+    pub fn is_signaled(&self) -> bool {
+        *self.signal.borrow()
+    }
 }
 
 #[cfg(test)]
@@ -57,6 +79,16 @@ mod tests {
         drop(watcher);
         assert!(trigger.drain(Duration::from_secs(60)).await);
         worker.await.expect("the worker ends by itself");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_observer_hears_of_the_end_and_does_not_hold_it_up() {
+        let (trigger, watcher) = channel();
+        let mut observer = watcher.observer();
+        drop(watcher);
+        assert!(!observer.is_signaled());
+        assert!(trigger.drain(Duration::from_secs(60)).await);
+        observer.signaled().await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,6 @@ use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Request, header::CONTENT_TYPE};
 
 use crate::{
-    admin::Admin,
     exchange::{Outcome, Replies, Requests},
     metrics::Metrics,
     rules::{
@@ -31,16 +30,12 @@ pub struct Router {
     pub keepalives: Arc<KeepAlives>,
     pub cluster: Cluster,
     pub health: Health,
-    pub admin: Admin,
     pub metrics: Arc<Metrics>,
 }
 
 impl Router {
-    /// Serves one HTTP/2 request from its head to its end.
+    /// Serves one gRPC request from its head to its end.
     pub async fn serve(&self, connection: Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        if !is_grpc(request.headers()) {
-            return self.admin.serve_http2(request, respond).await;
-        }
         let (head, stream) = request.into_parts();
         let requests = Requests::new(stream, &head.headers, self.upstream.limits().max_request);
         let deadline = deadline(&head.headers);
@@ -97,13 +92,14 @@ impl Router {
                 self.cluster.member_list(&self.upstream, &caller, method, requests, replies, deadline).await
             }
             Lane::HealthCheck => self.health.check(requests, replies).await,
+            Lane::HealthList => self.health.list(requests, replies).await,
             Lane::HealthWatch => self.health.watch(requests, replies).await,
         }
     }
 }
 
 /// `application/grpc` and its kin, such as `application/grpc+proto`.
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| {
         value
             .as_bytes()

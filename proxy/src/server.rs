@@ -22,7 +22,14 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{drain::Watcher, metrics::Metrics, router::Router, rules::caller::Connection, tls::ServerTls};
+use crate::{
+    admin::Admin,
+    drain::Watcher,
+    metrics::Metrics,
+    router::{self, Router},
+    rules::caller::Connection,
+    tls::ServerTls,
+};
 
 mod prefaced;
 
@@ -56,6 +63,8 @@ const DATA_FRAME_BUDGET: usize = CONNECTION_WINDOW as usize;
 const MAX_PENDING_ACCEPT_RESETS: usize = 1000;
 /// Streams that a peer may make us reset for its own errors before the connection is closed.
 const MAX_LOCAL_ERROR_RESETS: usize = 1024;
+/// What one HTTP/1.1 connection may have buffered, its request's head among it.
+const HTTP1_BUFFER: usize = 64 << 10;
 /// Sockets dealt to a shard and not yet taken.
 const DEAL_QUEUE: usize = 1024;
 /// The wait after `accept` fails for want of file descriptors, so that the loop does not spin.
@@ -75,6 +84,14 @@ pub struct Shards {
     next: AtomicUsize,
     open: Arc<AtomicUsize>,
     max_connections: usize,
+}
+
+/// Where the requests of a listener's connections go.
+pub struct Front {
+    /// Who serves gRPC; on a metrics address nobody.
+    pub router: Option<Arc<Router>>,
+    /// Who serves everything else.
+    pub admin: Admin,
 }
 
 /// Binds before anything else starts, so that a bad address is a start-up error.
@@ -97,14 +114,14 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl Shards {
-    /// Starts the threads. `make_router` runs on each, inside its runtime.
+    /// Starts the threads. `make_front` runs on each, inside its runtime.
     pub fn start(
         config: &Arc<Config>,
         metrics: &Arc<Metrics>,
         drain: &Watcher,
-        make_router: impl Fn() -> Arc<Router> + Send + Sync + 'static,
+        make_front: impl Fn() -> Front + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let make_router = Arc::new(make_router);
+        let make_front = Arc::new(make_front);
         let open = Arc::new(AtomicUsize::new(0));
         let mut doors = Vec::with_capacity(config.shards);
         for number in 0..config.shards {
@@ -113,13 +130,13 @@ impl Shards {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let shard =
                 Shard { config: config.clone(), metrics: metrics.clone(), drain: drain.clone(), open: open.clone() };
-            let make_router = make_router.clone();
+            let make_front = make_front.clone();
             thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
                 runtime.block_on(async move {
-                    let router = make_router();
-                    // What it holds of the drain must not outlive the router that it made.
-                    drop(make_router);
-                    shard.run(sockets, router).await;
+                    let front = Arc::new(make_front());
+                    // What it holds of the drain must not outlive the front that it made.
+                    drop(make_front);
+                    shard.run(sockets, front).await;
                 });
             })?;
         }
@@ -128,29 +145,51 @@ impl Shards {
 
     /// Accepts until the drain begins, dealing sockets to the shards in turn.
     pub async fn accept(&self, bound: Bound, mut drain: Watcher) {
+        while let Some((socket, peer)) = bound.next(&mut drain).await {
+            if self.max_connections > 0 && self.open.load(Ordering::Relaxed) >= self.max_connections {
+                tracing::warn!(%peer, limit = self.max_connections, "refused a connection over --max-connections");
+                continue;
+            }
+            let shard = self.next.fetch_add(1, Ordering::Relaxed) % self.doors.len();
+            if self.doors[shard].send(socket).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Bound {
+    /// The next connection; none once the drain has begun.
+    async fn next(&self, drain: &mut Watcher) -> Option<(TcpStream, SocketAddr)> {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = drain.signaled() => return,
-                accepted = bound.listener.accept() => accepted,
+                () = drain.signaled() => return None,
+                accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, peer)) => {
-                    if self.max_connections > 0 && self.open.load(Ordering::Relaxed) >= self.max_connections {
-                        tracing::warn!(%peer, limit = self.max_connections, "refused a connection over --max-connections");
-                        continue;
-                    }
-                    let shard = self.next.fetch_add(1, Ordering::Relaxed) % self.doors.len();
-                    if self.doors[shard].send(socket).await.is_err() {
-                        return;
-                    }
-                }
+                Ok(accepted) => return Some(accepted),
                 Err(error) => {
                     tracing::warn!(%error, "failed to accept a connection; are there file descriptors left (ulimit -n)?");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }
+    }
+}
+
+/// Serves a listener on the thread that calls it, until the drain begins: for a metrics address, where there is little
+/// to do and a busy shard should not be waited for.
+pub async fn serve_here(config: Arc<Config>, metrics: Arc<Metrics>, bound: Bound, front: Front, mut drain: Watcher) {
+    let shard = Arc::new(Shard { config, metrics, drain: drain.clone(), open: Arc::default() });
+    let front = Arc::new(front);
+    while let Some((socket, peer)) = bound.next(&mut drain).await {
+        let limit = shard.config.max_connections;
+        if limit > 0 && shard.open.load(Ordering::Relaxed) >= limit {
+            tracing::warn!(%peer, limit, "refused a connection to a metrics address, too many are open");
+            continue;
+        }
+        shard.clone().spawn(socket, front.clone());
     }
 }
 
@@ -182,21 +221,26 @@ impl Drop for OpenConnection {
 static CONNECTION_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Shard {
-    async fn run(self, mut sockets: mpsc::Receiver<TcpStream>, router: Arc<Router>) {
+    async fn run(self, mut sockets: mpsc::Receiver<TcpStream>, front: Arc<Front>) {
         let shard = Arc::new(self);
         while let Some(socket) = sockets.recv().await {
-            let (shard, router) = (shard.clone(), router.clone());
-            tokio::spawn(async move {
-                let _open = OpenConnection::new(&shard.open, &shard.metrics);
-                shard.serve(socket, router).await;
-            });
+            shard.clone().spawn(socket, front.clone());
         }
         // The acceptors are gone: stay for the connections that finish, and hold up the end no longer than they do.
-        drop((shard, router));
+        drop((shard, front));
         std::future::pending::<()>().await;
     }
 
-    async fn serve(&self, socket: TcpStream, router: Arc<Router>) {
+    fn spawn(self: Arc<Self>, socket: TcpStream, front: Arc<Front>) {
+        // Counted before the task runs, so that a burst of connections cannot pass the limit.
+        let open = OpenConnection::new(&self.open, &self.metrics);
+        tokio::spawn(async move {
+            let _open = open;
+            self.serve(socket, front).await;
+        });
+    }
+
+    async fn serve(&self, socket: TcpStream, front: Arc<Front>) {
         let connection = Arc::new(Connection {
             peer: socket.peer_addr().ok(),
             number: CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed),
@@ -207,8 +251,8 @@ impl Shard {
         }
         let opening = tokio::time::timeout(self.config.handshake_timeout, self.open(socket));
         match opening.await {
-            Ok(Ok((Protocol::Http2, socket))) => self.serve_http2(socket, connection, router).await,
-            Ok(Ok((Protocol::Http1, socket))) => self.serve_http1(socket, router).await,
+            Ok(Ok((Protocol::Http2, socket))) => self.serve_http2(socket, connection, front).await,
+            Ok(Ok((Protocol::Http1, socket))) => self.serve_http1(socket, front).await,
             Ok(Err(error)) => {
                 self.metrics.handshake_failed();
                 tracing::debug!(peer = ?connection.peer, %error, "connection ended before its first request");
@@ -230,7 +274,7 @@ impl Shard {
         Prefaced::sniff(Box::new(socket) as Box<dyn Io>).await
     }
 
-    async fn serve_http2(&self, socket: Prefaced<Box<dyn Io>>, connection: Arc<Connection>, router: Arc<Router>) {
+    async fn serve_http2(&self, socket: Prefaced<Box<dyn Io>>, connection: Arc<Connection>, front: Arc<Front>) {
         let mut builder = h2::server::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
@@ -266,8 +310,15 @@ impl Shard {
             };
             match accepted {
                 Some(Ok((request, respond))) => {
-                    let (router, connection) = (router.clone(), connection.clone());
-                    tokio::spawn(async move { router.serve(connection, request, respond).await });
+                    let (front, connection) = (front.clone(), connection.clone());
+                    tokio::spawn(async move {
+                        match &front.router {
+                            Some(router) if router::is_grpc(request.headers()) => {
+                                router.serve(connection, request, respond).await;
+                            }
+                            _ => front.admin.serve_http2(request, respond).await,
+                        }
+                    });
                 }
                 Some(Err(error)) => {
                     tracing::debug!(peer = ?connection.peer, %error, "connection broke");
@@ -278,14 +329,15 @@ impl Shard {
         }
     }
 
-    async fn serve_http1(&self, socket: Prefaced<Box<dyn Io>>, router: Arc<Router>) {
+    async fn serve_http1(&self, socket: Prefaced<Box<dyn Io>>, front: Arc<Front>) {
         let service = hyper::service::service_fn(move |request| {
-            let router = router.clone();
-            async move { router.admin.serve_http1(request).await }
+            let front = front.clone();
+            async move { front.admin.serve_http1(request).await }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.config.handshake_timeout)
+            .max_buf_size(HTTP1_BUFFER)
             .serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
         let mut drain = self.drain.clone();

@@ -28,6 +28,7 @@ pub mod discovery;
 pub mod endpoint;
 pub mod endpoints;
 pub mod health;
+pub mod pages;
 mod tonic_service;
 
 use channel::{Channels, DialError, Place};

@@ -43,6 +43,7 @@ pub enum Lane {
     LeaseLeases,
     MemberList,
     HealthCheck,
+    HealthList,
     HealthWatch,
 }
 
@@ -121,11 +122,11 @@ const fn row(path: &'static str, kind: Kind, effect: Effect, lane: Lane, keys: K
 
 use Effect::{Read, Write};
 use Kind::{Bidi, ServerStream, Unary};
-use Lane::{Compact, Forward, HealthCheck, HealthWatch, KeepAlive, LeaseLeases, MemberList, Watch};
+use Lane::{Compact, Forward, HealthCheck, HealthList, HealthWatch, KeepAlive, LeaseLeases, MemberList, Watch};
 use Revision::{Absent, Shown};
 
 /// Every RPC that etcd serves, sorted by path so that a look-up is a binary search.
-pub static METHODS: [Method; 51] = [
+pub static METHODS: [Method; 52] = [
     row("/etcdserverpb.Auth/AuthDisable", Unary, Write, Forward, NONE, Absent),
     row("/etcdserverpb.Auth/AuthEnable", Unary, Write, Forward, NONE, Absent),
     row("/etcdserverpb.Auth/AuthStatus", Unary, Read, Forward, NONE, Absent),
@@ -190,6 +191,7 @@ pub static METHODS: [Method; 51] = [
     row("/etcdserverpb.Maintenance/Status", Unary, Read, Forward, NONE, Absent),
     row("/etcdserverpb.Watch/Watch", Bidi, Read, Watch, NONE, Absent),
     row("/grpc.health.v1.Health/Check", Unary, Read, HealthCheck, NONE, Absent),
+    row("/grpc.health.v1.Health/List", Unary, Read, HealthList, NONE, Absent),
     row("/grpc.health.v1.Health/Watch", ServerStream, Read, HealthWatch, NONE, Absent),
     row(
         "/v3electionpb.Election/Campaign",

@@ -106,6 +106,8 @@ pub const COMPACTED_REASON: &str = "etcdserver: mvcc: required revision has been
 pub const EMPTY_WATCHER_RANGE_REASON: &str = "mvcc: watcher range is empty";
 /// The reason for a second watch under an id that is taken.
 pub const DUPLICATE_WATCH_ID_REASON: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+/// What etcd answers, with `InvalidArgument`, to whom auth asks for a name that is not given.
+pub const USER_EMPTY: &str = "etcdserver: user name is empty";
 /// The reasons that tell a client to authenticate again.
 pub const REAUTHENTICATE_REASONS: [&str; 2] =
     ["etcdserver: invalid auth token", "etcdserver: revision of auth store is old"];

@@ -15,7 +15,7 @@ use prost::Message as _;
 use tokio::sync::oneshot;
 
 use crate::{
-    drain::Watcher,
+    drain::Observer,
     exchange::{Outcome, Replies, Requests},
     metrics::Metrics,
     rules::{
@@ -38,7 +38,7 @@ const LANES: usize = 8;
 pub struct KeepAlives {
     upstream: Upstream,
     metrics: Arc<Metrics>,
-    drain: Watcher,
+    drain: Observer,
     by_credentials: Mutex<HashMap<Credentials, Weak<Lanes>>>,
 }
 
@@ -46,7 +46,7 @@ pub struct KeepAlives {
 struct Lanes([Lane; LANES]);
 
 impl KeepAlives {
-    pub fn new(upstream: Upstream, metrics: Arc<Metrics>, drain: Watcher) -> Self {
+    pub fn new(upstream: Upstream, metrics: Arc<Metrics>, drain: Observer) -> Self {
         Self { upstream, metrics, drain, by_credentials: Mutex::default() }
     }
 

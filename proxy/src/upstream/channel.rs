@@ -131,6 +131,11 @@ impl Channels {
         Ok((link, place))
     }
 
+    /// A connection of its own to the endpoint, on which no protocol is agreed yet: for HTTP/1.1.
+    pub async fn socket(&self, endpoint: &Endpoint) -> Result<Box<dyn Io>, DialError> {
+        within_dial_timeout(endpoint, socket(&self.config, endpoint, Protocol::Http1)).await
+    }
+
     fn open_or_dial(&self, endpoint: &Arc<Endpoint>) -> Result<(Link, Place), Dial> {
         let mut by_endpoint = self.by_endpoint.lock().expect("nothing panics while it holds this map");
         let per_endpoint = by_endpoint.entry(endpoint.id).or_default();
@@ -224,7 +229,8 @@ async fn keepalive(mut ping_pong: h2::PingPong, config: &Config, state: &LinkSta
 
 type BoxedConnection = Connection<Box<dyn Io>, Bytes>;
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A byte stream, plain or under TLS.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Whether a connection to the endpoint can be made at all, certificates and all.
@@ -233,12 +239,38 @@ pub async fn check(config: &Config, endpoint: &Endpoint) -> Result<(), DialError
 }
 
 async fn dial(config: &Config, endpoint: &Endpoint) -> Result<(SendRequest<Bytes>, BoxedConnection), DialError> {
-    tokio::time::timeout(DIAL_TIMEOUT, connect(config, endpoint))
+    within_dial_timeout(endpoint, connect(config, endpoint)).await
+}
+
+async fn within_dial_timeout<T>(
+    endpoint: &Endpoint,
+    work: impl Future<Output = Result<T, DialError>>,
+) -> Result<T, DialError> {
+    tokio::time::timeout(DIAL_TIMEOUT, work)
         .await
         .unwrap_or_else(|_| Err(DialError::Timeout { address: endpoint.address.clone() }))
 }
 
 async fn connect(config: &Config, endpoint: &Endpoint) -> Result<(SendRequest<Bytes>, BoxedConnection), DialError> {
+    h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(DATA_FRAME_BUDGET)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .enable_push(false)
+        .handshake(socket(config, endpoint, Protocol::Http2).await?)
+        .await
+        .map_err(|source| DialError::Http2 { address: endpoint.address.clone(), source })
+}
+
+/// What will be spoken. Under TLS, HTTP/2 is agreed upon; whoever agrees upon nothing gets HTTP/1.1 from etcd.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+async fn socket(config: &Config, endpoint: &Endpoint, protocol: Protocol) -> Result<Box<dyn Io>, DialError> {
     let address = || endpoint.address.clone();
     let socket: Box<dyn Io> = match &endpoint.address {
         Address::Tcp(host_port) => {
@@ -262,27 +294,21 @@ async fn connect(config: &Config, endpoint: &Endpoint) -> Result<(SendRequest<By
                 .config(),
         }),
     };
-    let socket = match tls {
-        None => socket,
-        Some(tls) => {
+    match tls {
+        None => Ok(socket),
+        Some(mut tls) => {
+            if protocol == Protocol::Http1 {
+                Arc::make_mut(&mut tls).alpn_protocols.clear();
+            }
             let name = config.tls.as_ref().map_or_else(
                 || ServerName::try_from(endpoint.server_name.clone()).map_err(io::Error::other),
                 |tls| tls.server_name(&endpoint.server_name).map_err(io::Error::other),
             );
             let server_name = name.map_err(|source| DialError::Tls { address: address(), source })?;
             let handshake = tokio_rustls::TlsConnector::from(tls).connect(server_name, socket).await;
-            Box::new(handshake.map_err(|source| DialError::Tls { address: address(), source })?)
+            Ok(Box::new(handshake.map_err(|source| DialError::Tls { address: address(), source })?))
         }
-    };
-    h2::client::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .data_frame_budget(DATA_FRAME_BUDGET)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .enable_push(false)
-        .handshake(socket)
-        .await
-        .map_err(|source| DialError::Http2 { address: address(), source })
+    }
 }
 
 /// For `https://` endpoints when nothing was said about TLS: the system's authorities, read once.

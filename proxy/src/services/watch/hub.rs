@@ -17,7 +17,7 @@ use super::{
     log::{Log, Opened, Refused},
 };
 use crate::{
-    drain::Watcher,
+    drain::Observer,
     metrics::Metrics,
     rules::{
         caller::{Caller, Credentials},
@@ -47,7 +47,7 @@ pub struct Hub {
     namespace: Namespace,
     pub metrics: Arc<Metrics>,
     config: Config,
-    drain: Watcher,
+    drain: Observer,
     seen: Seen,
     /// The live feed of each set of credentials that has sessions.
     feeds: Mutex<HashMap<Credentials, Weak<LiveFeed>>>,
@@ -123,7 +123,7 @@ impl Hub {
         namespace: Namespace,
         metrics: Arc<Metrics>,
         config: Config,
-        drain: Watcher,
+        drain: Observer,
     ) -> Arc<Self> {
         let hub = Arc::new(Self {
             upstream,
@@ -143,7 +143,7 @@ impl Hub {
         &self.namespace
     }
 
-    pub fn drain(&self) -> Watcher {
+    pub fn drain(&self) -> Observer {
         self.drain.clone()
     }
 
