@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::etcdctl::Etcdctl;
 use crate::process::{PATIENCE, Process};
-use crate::{Pair, Version, http, ports};
+use crate::{Forwarder, Pair, Version, http, ports};
 
 /// How often a starting member is asked whether it is healthy; etcd offers no event for it.
 const HEALTH_POLL: Duration = Duration::from_millis(20);
@@ -30,6 +30,7 @@ pub struct Builder {
     members: usize,
     flags: Vec<String>,
     tls: Option<Tls>,
+    partitionable: bool,
 }
 
 impl Builder {
@@ -54,22 +55,32 @@ impl Builder {
         self
     }
 
+    /// Members reach each other over hops that `isolate` can cut.
+    pub fn partitionable(mut self) -> Builder {
+        self.partitionable = true;
+        self
+    }
+
     /// Starts all members and waits until each of them is healthy.
     pub fn start(self) -> Etcd {
         let folder = TempDir::with_prefix("etcd-proxy-e2e-").expect("a temporary folder can be made");
         let names: Vec<String> = (0..self.members).map(|index| format!("m{index}")).collect();
-        let peers: Vec<String> = names.iter().map(|_| format!("http://{}", ports::free_address())).collect();
+        let listen: Vec<String> = names.iter().map(|_| ports::free_address()).collect();
+        let hops: Vec<Forwarder> =
+            if self.partitionable { listen.iter().map(|peer| Forwarder::start(peer)).collect() } else { Vec::new() };
+        let reached = |index: usize| hops.get(index).map_or(listen[index].as_str(), Forwarder::address);
+        let peers: Vec<String> = (0..self.members).map(|index| format!("http://{}", reached(index))).collect();
         let initial: Vec<String> = names.iter().zip(&peers).map(|(name, peer)| format!("{name}={peer}")).collect();
         let scheme = if self.tls.is_some() { "https" } else { "http" };
 
-        let members = names.iter().zip(&peers).map(|(name, peer)| {
+        let members = names.iter().zip(listen.iter().zip(&peers)).map(|(name, (listen_peer, peer))| {
             let (client, metrics) = (ports::free_address(), ports::free_address());
             let mut flags = vec![
                 format!("--name={name}"),
                 format!("--data-dir={}", folder.path().join(name).display()),
                 format!("--listen-client-urls={scheme}://{client}"),
                 format!("--advertise-client-urls={scheme}://{client}"),
-                format!("--listen-peer-urls={peer}"),
+                format!("--listen-peer-urls=http://{listen_peer}"),
                 format!("--initial-advertise-peer-urls={peer}"),
                 format!("--initial-cluster={}", initial.join(",")),
                 // Health is asked for here, so that TLS for clients does not stand in its way.
@@ -100,7 +111,7 @@ impl Builder {
             member.launch();
             member
         });
-        let mut etcd = Etcd { members: members.collect(), version: self.version, scheme, folder };
+        let mut etcd = Etcd { members: members.collect(), hops, version: self.version, scheme, folder };
         for member in &mut etcd.members {
             member.wait_until_healthy();
         }
@@ -111,6 +122,8 @@ impl Builder {
 /// A running cluster.
 pub struct Etcd {
     members: Vec<Member>,
+    /// One before each member's peer port, if the cluster was to be partitionable.
+    hops: Vec<Forwarder>,
     version: Version,
     scheme: &'static str,
     folder: TempDir,
@@ -160,6 +173,19 @@ impl Etcd {
         self.folder.path()
     }
 
+    /// Cuts one member of a partitionable cluster off from the others; clients still reach it.
+    pub fn isolate(&self, index: usize) {
+        let id = self.members[index].id();
+        for (other, hop) in self.hops.iter().enumerate() {
+            if other == index { hop.close() } else { hop.refuse(&id) }
+        }
+    }
+
+    /// Lets all members reach each other again.
+    pub fn heal(&self) {
+        self.hops.iter().for_each(Forwarder::reopen);
+    }
+
     /// The index of the member that leads, as the members themselves tell it.
     pub fn leader(&self) -> usize {
         let deadline = Instant::now() + PATIENCE;
@@ -198,6 +224,13 @@ impl Member {
     /// One series of the member's own metrics, labels included in its spelling.
     pub fn metric(&self, series: &str) -> Option<f64> {
         http::get(&self.metrics_address, "/metrics").ok()?.metric(series)
+    }
+
+    /// The id by which its peers know it, in hexadecimal.
+    pub fn id(&self) -> String {
+        let answer = http::get(&self.metrics_address, "/metrics").expect("a running member has metrics");
+        let label = answer.body.lines().find_map(|line| line.strip_prefix("etcd_server_id{server_id=\""));
+        label.and_then(|rest| rest.split('"').next()).expect("etcd tells its id in its metrics").to_owned()
     }
 
     pub fn process(&mut self) -> &mut Process {

@@ -7,6 +7,8 @@
 //!
 //! This crate is for tests only, so it panics where a test could not go on, and says what is missing.
 
+/// A TCP hop that can be frozen or cut.
+pub mod forwarder;
 /// Free ports of 127.0.0.1.
 pub mod ports;
 /// One child process: its lines, its signals, its cost.
@@ -34,6 +36,7 @@ pub use certs::{Authority, Pair};
 pub use dns::NameServer;
 pub use etcd::{Etcd, Tls};
 pub use etcdctl::{Etcdctl, Outcome};
+pub use forwarder::Forwarder;
 pub use process::{Lines, Process};
 pub use programs::Version;
 pub use proxy::Proxy;

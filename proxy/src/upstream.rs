@@ -19,7 +19,7 @@ use crate::{
         caller::Caller,
         framing,
         methods::{self, Method},
-        status::{self, Code, Status},
+        status::{self, Code, Status, Trouble},
     },
 };
 
@@ -82,6 +82,14 @@ pub struct Duplex {
     place: Place,
 }
 
+/// How long a read waits before it looks whether its member has fallen sick; far above the time that a read takes.
+const PATIENCE_BEFORE_WATCHING: Duration = Duration::from_millis(100);
+
+/// How often a read is asked again after a trouble that has passed; an election may need two terms, hardly more.
+const MAX_PASSED: u32 = 5;
+/// The wait before the first of them, growing by as much each time.
+const PASSED_BACKOFF: Duration = Duration::from_millis(10);
+
 /// How an attempt failed.
 enum Failure {
     /// No byte of the request reached etcd.
@@ -117,22 +125,29 @@ impl Upstream {
     pub async fn call(&self, caller: &Caller, method: &'static Method, body: Bytes) -> Result<Answer, Status> {
         let mut tried = Vec::new();
         let mut last = None;
+        let mut passed = 0;
         while let Some(endpoint) = self.endpoints.pick(caller.connection.number, &tried) {
             tried.push(endpoint.clone());
             let started = Instant::now();
-            let mut outcome = self.attempt(caller, method.path, &endpoint, body.clone()).await;
+            let mut outcome = self.attempt_while_best(caller, method, &endpoint, &body, &tried).await;
             if matches!(outcome, Err(Failure::Unsent(_))) && endpoint.state() != State::Unreachable {
                 // The pooled connection had ended; a fresh one to the same member is worth one try.
-                outcome = self.attempt(caller, method.path, &endpoint, body.clone()).await;
+                outcome = self.attempt_while_best(caller, method, &endpoint, &body, &tried).await;
             }
             match outcome {
                 Ok(answer) => {
                     let code = answer.code();
                     endpoint.calls(&self.metrics).answered(method, code, started.elapsed());
-                    if code == Some(Code::Unavailable) && self.should_go_elsewhere(&answer, method, caller, &tried) {
-                        continue;
+                    match trouble(&answer) {
+                        Some(Trouble::Refused) if self.is_better_elsewhere(caller, &tried) => (),
+                        Some(Trouble::Sick) if method.is_retry_safe() && self.is_better_elsewhere(caller, &tried) => (),
+                        Some(Trouble::Passed) if method.is_retry_safe() && passed < MAX_PASSED => {
+                            passed += 1;
+                            tried.clear();
+                            tokio::time::sleep(PASSED_BACKOFF * passed).await;
+                        }
+                        _ => return Ok(answer),
                     }
-                    return Ok(answer);
                 }
                 Err(Failure::Unsent(reason)) => {
                     endpoint.calls(&self.metrics).failed(method, metrics::Failure::Unsent);
@@ -189,13 +204,51 @@ impl Upstream {
         }
     }
 
-    /// Whether an `Unavailable` answer is one member's trouble that another may not share.
-    fn should_go_elsewhere(&self, answer: &Answer, method: &Method, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
-        let message = answer.headers.get("grpc-message").map_or("", |value| value.to_str().unwrap_or(""));
-        if !method.is_retry_safe() || !status::is_member_trouble(Code::Unavailable, message) {
-            return false;
-        }
+    /// Whether an endpoint that was not tried is well.
+    fn is_better_elsewhere(&self, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
         self.endpoints.pick(caller.connection.number, tried).is_some_and(|other| other.state().is_usable())
+    }
+
+    /// An attempt that is given up, if sending twice changes nothing, when its member falls sick while another is well.
+    async fn attempt_while_best(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        endpoint: &Arc<Endpoint>,
+        body: &Bytes,
+        tried: &[Arc<Endpoint>],
+    ) -> Result<Answer, Failure> {
+        let attempt = self.attempt(caller, method.path, endpoint, body.clone());
+        if !method.is_retry_safe() {
+            return attempt.await;
+        }
+        tokio::select! {
+            biased;
+            outcome = attempt => outcome,
+            () = self.better_elsewhere(caller, endpoint, tried) => {
+                Err(Failure::Broken(format!("{} is {}", endpoint.name, endpoint.state().name())))
+            }
+        }
+    }
+
+    /// Returns when this endpoint is sick and an untried one is not.
+    async fn better_elsewhere(&self, caller: &Caller, endpoint: &Endpoint, tried: &[Arc<Endpoint>]) {
+        // Nearly every call is over by then, and has not paid for watching.
+        tokio::time::sleep(PATIENCE_BEFORE_WATCHING).await;
+        let (mut state, mut serving) = (endpoint.watch_state(), self.endpoints.watch_serving());
+        loop {
+            serving.borrow_and_update();
+            if !state.borrow_and_update().is_usable() && self.is_better_elsewhere(caller, tried) {
+                return;
+            }
+            let changed = tokio::select! {
+                changed = state.changed() => changed,
+                changed = serving.changed() => changed,
+            };
+            if changed.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     async fn attempt(
@@ -206,8 +259,9 @@ impl Upstream {
         body: Bytes,
     ) -> Result<Answer, Failure> {
         let (response, mut send, place) = self.begin(caller, path, endpoint).await?;
-        // The request is held whole already, so letting h2 queue it costs nothing more.
-        send.send_data(body, true).map_err(|error| classify(&error))?;
+        // The request is held whole already, so letting h2 queue it costs nothing more. If it is not even queued, etcd
+        // cannot have acted on it.
+        send.send_data(body, true).map_err(|error| Failure::Unsent(error.to_string()))?;
         let response = response.await.map_err(|error| classify(&error))?;
         let (parts, stream) = response.into_parts();
         Ok(Answer { endpoint: endpoint.clone(), headers: parts.headers, body: Body { stream, _place: place } }
@@ -242,6 +296,12 @@ fn request(caller: &Caller, path: &str, endpoint: &Endpoint) -> Result<Request<(
     headers.entry(http::header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
     headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     Ok(request)
+}
+
+/// What an answer without messages says of the member that gave it.
+fn trouble(answer: &Answer) -> Option<Trouble> {
+    let message = answer.headers.get("grpc-message").map_or("", |value| value.to_str().unwrap_or(""));
+    status::member_trouble(answer.code()?, message)
 }
 
 /// GOAWAY for a stream that was not begun, and REFUSED_STREAM, mean that nothing was done.

@@ -136,13 +136,30 @@ fn escape(message: &str) -> HeaderValue {
     HeaderValue::try_from(escaped).expect("printable ASCII is a header value")
 }
 
-/// Whether a status says that this member cannot serve now though another may.
-pub fn is_member_trouble(code: Code, message: &str) -> bool {
-    code == Code::Unavailable
-        && matches!(
-            message,
-            "etcdserver: no leader" | "etcdserver: rpc not supported for learner" | "etcdserver: server stopped"
-        )
+/// What a member's refusal says of the member, and so what may be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The member does not take such calls: nothing was done, and any call may go elsewhere.
+    Refused,
+    /// The member cannot serve now: a read may go elsewhere.
+    Sick,
+    /// It is over already: a read may be asked again, of any member.
+    Passed,
+}
+
+/// The code for it differs between versions of etcd, the text does not.
+pub const NOT_SUPPORTED_FOR_LEARNER: &str = "etcdserver: rpc not supported for learner";
+
+/// Whether a status is one member's trouble that another may not share.
+pub fn member_trouble(code: Code, message: &str) -> Option<Trouble> {
+    match message {
+        NOT_SUPPORTED_FOR_LEARNER => Some(Trouble::Refused),
+        _ if code != Code::Unavailable => None,
+        "etcdserver: no leader" | "etcdserver: server stopped" => Some(Trouble::Sick),
+        "etcdserver: leader changed" => Some(Trouble::Passed),
+        _ if message.starts_with("etcdserver: request timed out") => Some(Trouble::Sick),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

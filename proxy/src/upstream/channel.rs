@@ -81,6 +81,10 @@ pub enum DialError {
     Tls { address: Address, source: io::Error },
     #[error("dial {address}: {source}")]
     Http2 { address: Address, source: h2::Error },
+    #[error("dial {address}: the connection was closed before HTTP/2 began")]
+    Closed { address: Address },
+    #[error("dial {address}: nothing answers there")]
+    Lost { address: Address },
 }
 
 /// A connection that can take calls.
@@ -158,16 +162,19 @@ impl Channels {
 }
 
 async fn dial_and_keep(channels: Channels, endpoint: Arc<Endpoint>) -> Result<Link, Arc<DialError>> {
-    let dialled = dial(&channels.config, &endpoint).await;
+    let dialled = tokio::select! {
+        dialled = dial(&channels.config, &endpoint) => dialled,
+        () = turned_unreachable(&endpoint) => Err(DialError::Lost { address: endpoint.address.clone() }),
+    };
     let mut by_endpoint = channels.by_endpoint.lock().expect("nothing panics while it holds this map");
     let per_endpoint = by_endpoint.entry(endpoint.id).or_default();
     per_endpoint.dialing = None;
     match dialled {
-        Ok((send, connection)) => {
+        Ok((send, connection, ping_pong)) => {
             let link = Link { send, shared: Arc::default() };
             per_endpoint.open.push(link.clone());
             drop(by_endpoint);
-            tokio::spawn(drive(connection, link.shared.clone(), endpoint, channels));
+            tokio::spawn(drive(connection, ping_pong, link.shared.clone(), endpoint, channels));
             Ok(link)
         }
         Err(error) => {
@@ -179,23 +186,21 @@ async fn dial_and_keep(channels: Channels, endpoint: Arc<Endpoint>) -> Result<Li
 }
 
 /// Runs a connection until it ends, its peer stops answering pings, or its endpoint is found unreachable.
-async fn drive(mut connection: BoxedConnection, state: Arc<LinkState>, endpoint: Arc<Endpoint>, channels: Channels) {
-    let ping_pong = connection.ping_pong().expect("the ping handle is taken once, here");
-    let mut watch_state = endpoint.watch_state();
-    let lost = async {
-        // Only the turn to unreachable counts: a connection dialled since then may be the first sign of its end.
-        // An endpoint that left the list keeps what is under way.
-        while watch_state.changed().await.is_ok() {
-            if *watch_state.borrow_and_update() == State::Unreachable {
-                return;
-            }
-        }
-        std::future::pending().await
-    };
+async fn drive(
+    mut connection: BoxedConnection,
+    ping_pong: h2::PingPong,
+    state: Arc<LinkState>,
+    endpoint: Arc<Endpoint>,
+    channels: Channels,
+) {
     let outcome = tokio::select! {
         ended = &mut connection => ended.map_err(|error| error.to_string()),
-        () = keepalive(ping_pong, &channels.config, &state) => Err("keepalive ping was not answered".to_owned()),
-        () = lost => Err("endpoint is unreachable".to_owned()),
+        () = keepalive(ping_pong, &channels.config, &state) => {
+            // Whoever dials next would wait for the same silence.
+            endpoint.note(State::Unreachable);
+            Err("keepalive ping was not answered".to_owned())
+        }
+        () = turned_unreachable(&endpoint) => Err("endpoint is unreachable".to_owned()),
     };
     state.closed.store(true, Ordering::Relaxed);
     if let Err(reason) = outcome {
@@ -208,6 +213,18 @@ async fn drive(mut connection: BoxedConnection, state: Arc<LinkState>, endpoint:
             by_endpoint.remove(&endpoint.id);
         }
     }
+}
+
+/// Returns when someone finds that nothing answers at the endpoint. Only the turn counts: a connection dialled since
+/// then may be the first sign of its end. An endpoint that left the list keeps what is under way.
+async fn turned_unreachable(endpoint: &Endpoint) {
+    let mut state = endpoint.watch_state();
+    while state.changed().await.is_ok() {
+        if *state.borrow_and_update() == State::Unreachable {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Returns when the peer leaves a ping unanswered.
@@ -238,8 +255,11 @@ pub async fn check(config: &Config, endpoint: &Endpoint) -> Result<(), DialError
     dial(config, endpoint).await.map(drop)
 }
 
-async fn dial(config: &Config, endpoint: &Endpoint) -> Result<(SendRequest<Bytes>, BoxedConnection), DialError> {
-    within_dial_timeout(endpoint, connect(config, endpoint)).await
+/// A connection whose peer has answered, and the handle for its pings.
+type Dialled = (SendRequest<Bytes>, BoxedConnection, h2::PingPong);
+
+async fn dial(config: &Config, endpoint: &Endpoint) -> Result<Dialled, DialError> {
+    within_dial_timeout(endpoint, greet(config, endpoint)).await
 }
 
 async fn within_dial_timeout<T>(
@@ -249,6 +269,22 @@ async fn within_dial_timeout<T>(
     tokio::time::timeout(DIAL_TIMEOUT, work)
         .await
         .unwrap_or_else(|_| Err(DialError::Timeout { address: endpoint.address.clone() }))
+}
+
+/// The kernel accepts connections for a process that hangs. Only an answer proves that there is someone, and until then
+/// nothing has been sent that could not be sent elsewhere.
+async fn greet(config: &Config, endpoint: &Endpoint) -> Result<Dialled, DialError> {
+    let (send, mut connection) = connect(config, endpoint).await?;
+    let mut ping_pong = connection.ping_pong().expect("the ping handle is taken once, here");
+    let answered = tokio::select! {
+        ended = &mut connection => Err(ended.err()),
+        pong = ping_pong.ping(h2::Ping::opaque()) => pong.map(drop).map_err(Some),
+    };
+    match answered {
+        Ok(()) => Ok((send, connection, ping_pong)),
+        Err(Some(source)) => Err(DialError::Http2 { address: endpoint.address.clone(), source }),
+        Err(None) => Err(DialError::Closed { address: endpoint.address.clone() }),
+    }
 }
 
 async fn connect(config: &Config, endpoint: &Endpoint) -> Result<(SendRequest<Bytes>, BoxedConnection), DialError> {

@@ -75,7 +75,7 @@ impl Endpoints {
         let in_turn = (0..list.len()).map(|step| &list[(start + step) % list.len()]);
         // `min_by_key` gives the first of equals, which is the one nearest to the caller's place.
         let untried = in_turn.filter(|endpoint| !tried.contains(endpoint));
-        untried.min_by_key(|endpoint| rank(endpoint.state())).cloned()
+        untried.min_by_key(|endpoint| endpoint.state()).cloned()
     }
 
     /// Notes how a member is doing.
@@ -92,14 +92,6 @@ impl Endpoints {
 
     pub fn watch_serving(&self) -> watch::Receiver<bool> {
         self.serving.subscribe()
-    }
-}
-
-/// States between which a caller has no preference share a rank.
-fn rank(state: State) -> u8 {
-    match state {
-        State::Serving | State::Untried => 0,
-        other => other as u8,
     }
 }
 
@@ -127,6 +119,16 @@ mod tests {
         assert_eq!(endpoints.pick(4, &[]).expect("two left").name, "c:1");
         endpoints.list()[1].note(State::Serving);
         assert_eq!(endpoints.pick(4, &[]).expect("three again").name, "b:1");
+    }
+
+    #[test]
+    fn a_member_that_was_never_reached_waits_behind_those_that_serve() {
+        let endpoints = set(&["a:1", "b:1"]);
+        assert_eq!(endpoints.pick(0, &[]).expect("two").name, "a:1");
+        endpoints.list()[1].note(State::Serving);
+        assert_eq!(endpoints.pick(0, &[]).expect("two").name, "b:1");
+        endpoints.list()[0].note(State::Serving);
+        assert_eq!(endpoints.pick(0, &[]).expect("two").name, "a:1");
     }
 
     #[test]

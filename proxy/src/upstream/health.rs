@@ -17,7 +17,7 @@ use super::{
 use crate::rules::{
     caller::Caller,
     framing,
-    status::{Code, Status},
+    status::{self, Code, Status},
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +114,7 @@ fn judge(answered: &Result<Bytes, Status>) -> State {
         Ok(_) => State::NotServing,
         Err(status) => match (status.code(), status.message()) {
             (Code::Unavailable, "etcdserver: no leader") => State::NoLeader,
-            (Code::Unavailable, "etcdserver: rpc not supported for learner") => State::Learner,
+            (_, status::NOT_SUPPORTED_FOR_LEARNER) => State::Learner,
             (Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled, _) => State::Unreachable,
             // Whatever else it says, it speaks gRPC: an etcd without the health service, or something before it.
             _ => State::Serving,
@@ -133,6 +133,7 @@ mod tests {
             (Ok(Bytes::from_static(&[0x08, 0x02])), State::NotServing),
             (Err(Status::unavailable("etcdserver: no leader")), State::NoLeader),
             (Err(Status::unavailable("etcdserver: rpc not supported for learner")), State::Learner),
+            (Err(Status::failed_precondition("etcdserver: rpc not supported for learner")), State::Learner),
             (Err(Status::unavailable("connection refused")), State::Unreachable),
             (Err(Status::unimplemented("unknown service grpc.health.v1.Health")), State::Serving),
         ];

@@ -1,0 +1,8 @@
+//! What clients notice of etcd members that die, hang, lose each other or come back: as little as can be.
+
+mod choice;
+mod load;
+mod raw;
+mod reads;
+mod unreachable;
+mod writes;
