@@ -130,6 +130,7 @@ fn a_revoked_lease_and_a_deleted_key_are_replaced_at_once() {
     etcd.etcdctl().ok(&["del", &own_key(&proxy)]);
     let third = registered(&etcd, &proxy);
     assert_ne!(third["lease"], second["lease"]);
+    eventually("the metric says so", || proxy.metric("etcd_proxy_registrations").filter(|count| *count == 1.0));
     assert_eq!(
         etcd.etcdctl().ok(&["lease", "list"]).lines().count(),
         2,

@@ -16,6 +16,7 @@ use crate::{
         cluster::{Advertised, Cluster},
         health::Health,
         keepalive::KeepAlives,
+        leases::Leases,
         watch::hub::{self, Hub},
     },
     tls::ReloadOutcome,
@@ -114,7 +115,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tasks.push(tokio::spawn(discovery.run()));
 
     let registered = config.registration.map(|registration| {
-        let (registered, working) = resolver::start(registration, &upstream, &config.namespace, watcher.clone());
+        let (registered, working) =
+            resolver::start(registration, &upstream, &config.namespace, &metrics, watcher.clone());
         tasks.extend(working);
         registered
     });
@@ -122,6 +124,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let hub = Hub::new(upstream.clone(), config.namespace.clone(), metrics.clone(), config.watch, watcher.observer());
     let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.observer()));
+    let leases = Leases::default();
     let health = Health::new(endpoints.clone(), watcher.observer());
     let (namespace, shard_metrics) = (config.namespace.clone(), metrics.clone());
     let watched = Arc::new(Watched {
@@ -138,6 +141,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             hub: hub.clone(),
             keepalives: keepalives.clone(),
             cluster: cluster.clone(),
+            leases: leases.clone(),
             health: health.clone(),
             metrics: shard_metrics.clone(),
         })

@@ -6,7 +6,7 @@
 mod registration;
 mod roster;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use etcd_proxy_proto::mvccpb::KeyValue;
@@ -15,6 +15,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     drain,
+    metrics::Metrics,
     rules::{
         keys::{KeyRange, prefix_end},
         namespace::Namespace,
@@ -58,6 +59,7 @@ pub fn start(
     config: Config,
     upstream: &Upstream,
     namespace: &Namespace,
+    metrics: &Arc<Metrics>,
     drain: drain::Watcher,
 ) -> (watch::Receiver<Registered>, [JoinHandle<()>; 2]) {
     let (registered, receiver) = watch::channel(Registered::default());
@@ -65,7 +67,8 @@ pub fn start(
     let range = namespace.prefix_range(&KeyRange::of_watch(all.clone(), prefix_end(&all)));
     let key = namespace.prefix_key(&Bytes::from(format!("{}/{}", config.prefix, config.this.address)));
     let follow = tokio::spawn(roster::run(upstream.clone(), range, registered));
-    let register = tokio::spawn(registration::run(config, upstream.clone(), key, receiver.clone(), drain));
+    let register =
+        tokio::spawn(registration::run(config, upstream.clone(), key, receiver.clone(), metrics.clone(), drain));
     (receiver, [follow, register])
 }
 

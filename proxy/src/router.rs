@@ -18,7 +18,9 @@ use crate::{
         namespace::Namespace,
         status::{self, Code},
     },
-    services::{calls, cluster::Cluster, health::Health, keepalive::KeepAlives, leases, watch, watch::hub::Hub},
+    services::{
+        calls, cluster::Cluster, health::Health, keepalive::KeepAlives, leases::Leases, watch, watch::hub::Hub,
+    },
     upstream::Upstream,
 };
 
@@ -29,6 +31,7 @@ pub struct Router {
     pub hub: Arc<Hub>,
     pub keepalives: Arc<KeepAlives>,
     pub cluster: Cluster,
+    pub leases: Leases,
     pub health: Health,
     pub metrics: Arc<Metrics>,
 }
@@ -85,7 +88,7 @@ impl Router {
                 forward.serve(&caller, method, requests, replies, deadline).await
             }
             Lane::LeaseLeases => {
-                let answer = leases::list(&self.upstream, &self.namespace, &caller, method);
+                let answer = self.leases.list(&self.upstream, &self.namespace, &caller, method);
                 calls::answer(answer, requests, replies, deadline).await
             }
             Lane::MemberList => {

@@ -1,6 +1,6 @@
 //! This proxy's own registration: a lease that is kept alive, and a key that lives as long as it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{
@@ -15,6 +15,7 @@ use crate::{
     backoff::Backoff,
     drain,
     exchange::until,
+    metrics::Metrics,
     rules::status::{self, Status},
     upstream::{OWN_CALL_TIMEOUT, Upstream},
 };
@@ -34,6 +35,7 @@ pub async fn run(
     upstream: Upstream,
     key: Bytes,
     registered: watch::Receiver<Registered>,
+    metrics: Arc<Metrics>,
     mut drain: drain::Watcher,
 ) {
     let mut registration = Registration {
@@ -43,6 +45,7 @@ pub async fn run(
         config,
         key,
         registered,
+        metrics,
         held: None,
         backoff: Backoff::new(FIRST_RETRY, LAST_RETRY),
     };
@@ -61,6 +64,7 @@ struct Registration {
     key: Bytes,
     value: Bytes,
     registered: watch::Receiver<Registered>,
+    metrics: Arc<Metrics>,
     /// The lease that etcd holds for us, from its grant on: revoking it also undoes a put that is under way.
     held: Option<i64>,
     backoff: Backoff,
@@ -85,7 +89,9 @@ impl Registration {
                         "lease-ttl" = self.config.ttl_seconds,
                         "registered session with lease"
                     );
+                    self.metrics.registrations.set(1);
                     self.renew_until_lost(session).await;
+                    self.metrics.registrations.set(0);
                     tracing::warn!("session expired; possible network partition or server restart");
                     tracing::warn!("creating a new session to rejoin");
                 }

@@ -15,6 +15,13 @@ pub fn message_too_large(size: usize, limit: usize) -> Status {
     Status::resource_exhausted(format!("grpc: received message larger than max ({size} vs. {limit})"))
 }
 
+/// A list of leases for which etcd would have to be asked about too many of them.
+pub fn too_many_leases(count: usize, most: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "etcdserver: too many leases to find those of a namespace ({count} vs. {most}); list them without a namespace"
+    ))
+}
+
 /// A message compressed in a way that nobody here can read, in grpc-go's words.
 pub fn compressed(encoding: &str) -> Status {
     Status::unimplemented(format!("grpc: Decompressor is not installed for grpc-encoding \"{encoding}\""))
