@@ -10,14 +10,15 @@ use std::{
 
 use axum::body::Body;
 use http::{Response, StatusCode, header::CONTENT_DISPOSITION};
-use pprof::protos::Message;
 
 use super::{query::Query, text, with_type};
+
+mod format;
 
 const DEFAULT_SECONDS: u64 = 30;
 /// A forgotten profile must not slow the proxy down for long.
 const MAX_SECONDS: u64 = 300;
-/// Go's rate; a prime number of samples would keep time with nothing, but comparisons with Go's profiles are worth more.
+/// Go's rate, so that profiles of both can be compared.
 const SAMPLES_PER_SECOND: i32 = 100;
 
 const INDEX: &str = "\
@@ -85,8 +86,8 @@ async fn sample(duration: Duration, turn: Turn) -> Result<Vec<u8>, String> {
     // Looking up the names takes a while, and nobody's call shall wait for it.
     let encoded = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        let profile = guard.report().build().and_then(|report| report.pprof()).map_err(|error| error.to_string())?;
-        Ok(profile.encode_to_vec())
+        let report = guard.report().build().map_err(|error| error.to_string())?;
+        Ok(format::encode(&report))
     });
     encoded.await.unwrap_or_else(|error| Err(error.to_string()))
 }
