@@ -2,10 +2,11 @@
 # Makes the clients of e2e/clients ready to run: builds what is built, and fetches
 # the libraries that each one's lock file pins, with the ordinary package clients.
 #
-# usage: e2e/clients/setup.sh [NAME...]      NAME: go; all without one
+# usage: e2e/clients/setup.sh [NAME...]      NAME: go jetcd node python; all without one
 #
-# Prints, for each NAME, what the tests run it with, on stdout: the program of go;
-# all else goes to stderr. What is ready is not made again, and two callers at once make it once. All
+# Prints, for each NAME, what the tests run it with, on stdout: the program of go,
+# the folder of the libraries of jetcd and node, and the Python that has those of
+# python; all else goes to stderr. What is ready is not made again, and two callers at once make it once. All
 # is kept below $ETCD_PROXY_TOOLS, else $XDG_CACHE_HOME/etcd-proxy, else
 # ~/.cache/etcd-proxy, else, without a home that can be written to, target/tools.
 set -euo pipefail
@@ -15,8 +16,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # Cold, the slowest takes about a minute; callers queue behind one another.
 LOCK_SECONDS=900
 
-# The oldest version that the libraries work with.
+# The oldest versions that the libraries work with.
 GO_NEEDED=1.26.0
+JAVA_NEEDED=17
+NODE_NEEDED=18
+PYTHON_NEEDED=3.10
 
 if [[ -n "${ETCD_PROXY_TOOLS:-}" ]]; then
   cache=$ETCD_PROXY_TOOLS
@@ -57,6 +61,12 @@ want() {
     command -v "$command" >/dev/null || die "$purpose needs $command, which is missing.
   Remedy: install it (Debian: apt install $packages)."
   done
+}
+
+# too_old PURPOSE PROGRAM VERSION NEEDED PACKAGE: says so and ends.
+too_old() {
+  die "$1 needs $2 $4 or newer, and this one is $3.
+  Remedy: install a newer $2 (Debian 12 and newer: apt install $5)."
 }
 
 # quietly COMMAND...: its output is shown only when it fails.
@@ -122,10 +132,77 @@ go_build() {
   (cd "$here/go" && quietly go build -trimpath -o "$1/go-client" .)
 }
 
-[[ $# -gt 0 ]] || set -- go
+# --- Java
+
+jetcd_ready() {
+  want "jetcd" "default-jdk-headless maven" java javac mvn
+  local version folder
+  version=$(javac -version 2>&1 | sed 's/^javac //')
+  newer_or_equal "$version" "$JAVA_NEEDED" || too_old jetcd Java "$version" "$JAVA_NEEDED" default-jdk-headless
+  folder=$cache/jetcd-$(of "$here/jetcd/pom.xml")
+  once "$folder" jetcd_fetch
+  echo "$folder"
+}
+
+jetcd_fetch() {
+  local repository=()
+  [[ -w "${HOME:-}" ]] || repository=("-Dmaven.repo.local=$cache/maven")
+  say "fetching jetcd"
+  quietly mvn -q -B ${repository[@]+"${repository[@]}"} -f "$here/jetcd/pom.xml" dependency:copy-dependencies \
+    -DincludeScope=runtime "-DoutputDirectory=$1"
+}
+
+# --- Node
+
+node_ready() {
+  want "the client for Node" "nodejs npm" node npm
+  local version folder
+  version=$(node --version | sed 's/^v//')
+  newer_or_equal "$version" "$NODE_NEEDED" || too_old "the client for Node" Node "$version" "$NODE_NEEDED" nodejs
+  folder=$cache/node-$(of "$here/node/package.json" "$here/node/package-lock.json")
+  once "$folder" node_fetch
+  echo "$folder/node_modules"
+}
+
+node_fetch() {
+  [[ -w "${HOME:-}" ]] || export npm_config_cache=$cache/npm
+  say "fetching the client for Node"
+  cp "$here/node/package.json" "$here/node/package-lock.json" "$1"
+  (cd "$1" && quietly npm ci --ignore-scripts --no-audit --no-fund)
+}
+
+# --- Python
+
+python_ready() {
+  want "the Python client" "python3 python3-venv" python3
+  local version folder
+  version=$(python3 -c 'import platform; print(platform.python_version())')
+  newer_or_equal "$version" "$PYTHON_NEEDED" || too_old "the Python client" Python "$version" "$PYTHON_NEEDED" python3
+  folder=$cache/python-$version-$(of "$here/python/requirements.txt")
+  once "$folder" python_fetch
+  echo "$folder/bin/python3"
+}
+
+python_fetch() {
+  if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    # Debian keeps these apart from Python itself.
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+      { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv; } >&2
+    fi
+    python3 -c 'import ensurepip, venv' 2>/dev/null || die "the Python client needs Python's venv, which is missing.
+  Remedy: install it (Debian: apt install python3-venv)."
+  fi
+  [[ -w "${HOME:-}" ]] || export PIP_CACHE_DIR=$cache/pip
+  say "fetching the Python client"
+  quietly python3 -m venv "$1" &&
+    quietly "$1/bin/python3" -m pip install --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+      -r "$here/python/requirements.txt"
+}
+
+[[ $# -gt 0 ]] || set -- go jetcd node python
 for name in "$@"; do
   case $name in
-    go) "${name}_ready" ;;
-    *) die "unknown client '$name'; known is go" ;;
+    go | jetcd | node | python) "${name}_ready" ;;
+    *) die "unknown client '$name'; known are go jetcd node python" ;;
   esac
 done

@@ -252,3 +252,24 @@ fn the_go_client_is_told_when_there_is_no_leader() {
     let outcome = finish(program);
     assert!(outcome.code == 0, "{outcome:?}");
 }
+
+// === Java, Node, Python ===
+
+#[test]
+fn jetcd_works_through_the_proxy() {
+    let jars = prepared("jetcd").join("*");
+    // Java compiles a single source file when it is told to run it.
+    let source = clients().join("jetcd/JetcdClient.java");
+    Parts::start().run("jetcd", Command::new("java").arg("-cp").arg(jars).arg(source));
+}
+
+#[test]
+fn the_node_client_works_through_the_proxy() {
+    let modules = prepared("node");
+    Parts::start().run("Node", Command::new("node").arg(clients().join("node/main.js")).env("NODE_PATH", modules));
+}
+
+#[test]
+fn the_python_client_works_through_the_proxy() {
+    Parts::start().run("Python", Command::new(prepared("python")).arg(clients().join("python/main.py")));
+}
