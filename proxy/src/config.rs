@@ -54,6 +54,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             handshake_timeout: flags.connection_timeout,
             keepalive_interval: flags.grpc_keepalive_interval,
             keepalive_timeout: flags.grpc_keepalive_timeout,
+            keepalive_min_time: flags.grpc_keepalive_min_time,
         },
         metrics_addresses: metrics_addresses(flags)?,
         profiles: flags.enable_pprof,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-/// Tells the others to finish and waits for them.
+/// Tells the others to finish and waits for them. Dropping it tells them to stop at once.
 pub struct Trigger {
     signal: watch::Sender<bool>,
     finished: mpsc::Receiver<()>,
@@ -65,6 +65,11 @@ impl Observer {
     pub fn is_signaled(&self) -> bool {
         *self.signal.borrow()
     }
+
+    /// Returns when nobody waits any more for what is under way: after the drain, or when the proxy was dropped.
+    pub async fn over(&mut self) {
+        while self.signal.changed().await.is_ok() {}
+    }
 }
 
 #[cfg(test)]
@@ -95,5 +100,21 @@ mod tests {
     async fn a_drain_does_not_wait_for_ever() {
         let (trigger, _watcher) = channel();
         assert!(!trigger.drain(Duration::from_secs(1)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_only_observes_hears_the_signal_before_the_end() {
+        let (trigger, watcher) = channel();
+        let mut observer = watcher.observer();
+        let listener = tokio::spawn(async move {
+            observer.signaled().await;
+            observer.over().await;
+        });
+        let draining = tokio::spawn(trigger.drain(Duration::from_secs(60)));
+        tokio::task::yield_now().await;
+        assert!(!listener.is_finished(), "someone still works");
+        drop(watcher);
+        assert!(draining.await.expect("the drain ends"));
+        listener.await.expect("the observer hears the end");
     }
 }

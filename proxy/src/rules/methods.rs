@@ -77,6 +77,11 @@ impl Method {
         self.effect == Effect::Read
     }
 
+    /// Whether the answer goes on for as long as the client listens, so that nobody can wait for its end.
+    pub fn is_endless(&self) -> bool {
+        self.path == "/v3electionpb.Election/Observe"
+    }
+
     /// `grpc_type` as the metrics of gRPC servers spell it.
     pub fn grpc_type(&self) -> &'static str {
         match self.kind {

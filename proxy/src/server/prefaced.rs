@@ -8,8 +8,9 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+pub const PREFACE_LEN: usize = 24;
 /// What every HTTP/2 client says first.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE: &[u8; PREFACE_LEN] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -19,7 +20,7 @@ pub enum Protocol {
 
 /// A stream whose first bytes were read ahead.
 pub struct Prefaced<S> {
-    first: [u8; PREFACE.len()],
+    first: [u8; PREFACE_LEN],
     read: usize,
     given: usize,
     stream: S,
@@ -28,7 +29,7 @@ pub struct Prefaced<S> {
 impl<S: AsyncRead + Unpin> Prefaced<S> {
     /// Reads until the bytes differ from HTTP/2's preface or are all of it.
     pub async fn sniff(mut stream: S) -> io::Result<(Protocol, Self)> {
-        let mut first = [0; PREFACE.len()];
+        let mut first = [0; PREFACE_LEN];
         let mut read = 0;
         let protocol = loop {
             match stream.read(&mut first[read..]).await? {

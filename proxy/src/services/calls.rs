@@ -112,11 +112,13 @@ impl Forward<'_> {
             decoder: Decoder::new(self.upstream.limits().max_answer),
         });
         let mut wants_revision = method.revision == Revision::Shown;
+        let mut drain = self.hub.drain();
         loop {
             let data = tokio::select! {
                 biased;
                 data = answer.body.data() => data,
                 gone = replies.gone() => return Err(gone),
+                () = drain.signaled(), if method.is_endless() => return Ok(fail(replies, &status::draining())),
             };
             let data = match data {
                 Some(Ok(data)) => data,

@@ -1,0 +1,181 @@
+//! One thread's connections: from the socket over TLS to the protocol that the client speaks.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::mpsc,
+};
+
+use super::{
+    Accepted, Config, Front, http2,
+    prefaced::{Prefaced, Protocol},
+};
+use crate::{
+    drain::{Observer, Watcher},
+    metrics::Metrics,
+    rules::caller::Connection,
+    tls::explain::{Peer, explain},
+};
+
+/// How long a client's machine may be silent before the kernel asks whether it is there, and how often it asks. With
+/// the kernel's own two hours a thousand clients that lost their power would stay for as long.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// What one HTTP/1.1 connection may have buffered, its request's head among it.
+const HTTP1_BUFFER: usize = 64 << 10;
+
+pub struct Shard {
+    pub config: Arc<Config>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Counts a connection for as long as it is open.
+pub struct OpenConnection(Arc<AtomicUsize>, Arc<Metrics>);
+
+impl OpenConnection {
+    pub fn new(open: &Arc<AtomicUsize>, metrics: &Arc<Metrics>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        metrics.connections.inc();
+        Self(open.clone(), metrics.clone())
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.1.connections.dec();
+    }
+}
+
+static CONNECTION_NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// A byte stream, plain or under TLS.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// How a connection ended before its client had said which protocol it speaks.
+enum OpeningError {
+    Tls(io::Error),
+    Io(io::Error),
+}
+
+impl Shard {
+    /// Serves sockets until there are no more to come and nobody waits for those that are open.
+    pub async fn run(self, mut sockets: mpsc::Receiver<Accepted>, front: Arc<Front>, drain: Watcher) {
+        let shard = Arc::new(self);
+        while let Some(accepted) = sockets.recv().await {
+            shard.clone().spawn(accepted, front.clone(), drain.clone());
+        }
+        // The acceptors are gone. Each connection holds a watcher of its own; this one must not be waited for.
+        let mut observer = drain.observer();
+        drop((front, drain));
+        observer.over().await;
+    }
+
+    pub fn spawn(self: Arc<Self>, (socket, open): Accepted, front: Arc<Front>, drain: Watcher) {
+        tokio::spawn(async move {
+            let _open = open;
+            self.serve(socket, front, drain).await;
+        });
+    }
+
+    async fn serve(&self, socket: TcpStream, front: Arc<Front>, drain: Watcher) {
+        let connection = Arc::new(Connection {
+            peer: socket.peer_addr().ok(),
+            number: CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed),
+        });
+        if self.set_options(&socket).is_err() {
+            return;
+        }
+        let mut end = drain.observer();
+        let opening = tokio::select! {
+            opening = tokio::time::timeout(self.config.handshake_timeout, self.open(socket)) => opening,
+            // A client that has asked for nothing loses nothing.
+            () = end.signaled() => return,
+        };
+        match opening {
+            Ok(Ok((Protocol::Http2, socket))) => {
+                http2::serve(&self.config, &self.metrics, socket, connection, front, end).await;
+            }
+            Ok(Ok((Protocol::Http1, socket))) => self.serve_http1(socket, front, end).await,
+            Ok(Err(OpeningError::Tls(error))) => {
+                self.metrics.handshake_failed();
+                let reason = explain(Peer::Client, &error);
+                tracing::warn!(peer = ?connection.peer, error = reason, "rejected connection on client endpoint");
+            }
+            Ok(Err(OpeningError::Io(error))) => {
+                self.metrics.handshake_failed();
+                tracing::debug!(peer = ?connection.peer, %error, "connection ended before its first request");
+            }
+            Err(_) => {
+                self.metrics.handshake_failed();
+                tracing::debug!(peer = ?connection.peer, "connection took too long over its handshake");
+            }
+        }
+    }
+
+    fn set_options(&self, socket: &TcpStream) -> io::Result<()> {
+        // Without it answers wait for the client's delayed acknowledgements.
+        socket.set_nodelay(true)?;
+        let socket = socket2::SockRef::from(socket);
+        let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE_INTERVAL);
+        socket.set_tcp_keepalive(&keepalive)?;
+        // As grpc-go does: a peer that is gone, or takes no byte of what waits for it, is given up after this time.
+        if !self.config.keepalive_interval.is_zero() && !self.config.keepalive_timeout.is_zero() {
+            socket.set_tcp_user_timeout(Some(self.config.keepalive_timeout))?;
+        }
+        Ok(())
+    }
+
+    /// TLS where it is configured, and then what protocol the client speaks.
+    async fn open(&self, socket: TcpStream) -> Result<(Protocol, Prefaced<Box<dyn Io>>), OpeningError> {
+        let socket: Box<dyn Io> = match &self.config.tls {
+            None => Box::new(socket),
+            Some(tls) => {
+                let accepted = tokio_rustls::TlsAcceptor::from(tls.config()).accept(socket).await;
+                Box::new(accepted.map_err(|error| match error.kind() {
+                    // Port scans and health checks of load balancers connect and leave.
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => OpeningError::Io(error),
+                    _ => OpeningError::Tls(error),
+                })?)
+            }
+        };
+        // A client without ALPN is heard out, as etcd does with its connection multiplexer.
+        Prefaced::sniff(socket).await.map_err(OpeningError::Io)
+    }
+
+    async fn serve_http1(&self, socket: Prefaced<Box<dyn Io>>, front: Arc<Front>, mut drain: Observer) {
+        let service = hyper::service::service_fn(move |request| {
+            let front = front.clone();
+            async move { front.admin.serve_http1(request).await }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.config.handshake_timeout)
+            .max_buf_size(HTTP1_BUFFER)
+            .serve_connection(TokioIo::new(socket), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            biased;
+            () = drain.signaled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            ended = &mut connection => ended,
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "HTTP/1.1 connection broke");
+        }
+    }
+}
