@@ -207,3 +207,6 @@ fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bod
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests;
