@@ -53,7 +53,8 @@ impl Router {
                 call.finished(outcome.unwrap_or(Code::Cancelled));
             }
             None if self.namespace.is_empty() => {
-                calls::forward_unknown(&self.upstream, &caller, head.uri.path(), requests, replies).await.ok();
+                let path = head.uri.path();
+                Box::pin(calls::forward_unknown(&self.upstream, &caller, path, requests, replies)).await.ok();
             }
             // An RPC that nobody here knows may carry a key, so behind a namespace it is not let through.
             None => {
@@ -72,31 +73,28 @@ impl Router {
         replies: Replies,
         deadline: Option<Instant>,
     ) -> Outcome {
+        let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
         match method.lane {
-            Lane::Forward => {
-                let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
-                forward.serve(&caller, method, requests, replies, deadline).await
-            }
-            Lane::Compact => {
-                let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
-                forward.compact(&caller, method, requests, replies, deadline).await
-            }
-            Lane::Watch => watch::serve(&self.hub, &caller, requests, replies).await,
-            Lane::KeepAlive => self.keepalives.serve(&caller, requests, replies).await,
+            Lane::Forward => forward.serve(&caller, method, requests, replies, deadline).await,
+            // The other lanes are boxed: the task of every call is as large as the largest lane that stands in it, and
+            // is moved and held by each.
+            Lane::Compact => Box::pin(forward.compact(&caller, method, requests, replies, deadline)).await,
+            Lane::Watch => Box::pin(watch::serve(&self.hub, &caller, requests, replies)).await,
+            Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies)).await,
             Lane::LeaseLeases if self.namespace.is_empty() => {
-                let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
-                forward.serve(&caller, method, requests, replies, deadline).await
+                Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
             Lane::LeaseLeases => {
                 let answer = self.leases.list(&self.upstream, &self.namespace, &caller, method);
-                calls::answer(answer, requests, replies, deadline).await
+                Box::pin(calls::answer(answer, requests, replies, deadline)).await
             }
             Lane::MemberList => {
-                self.cluster.member_list(&self.upstream, &caller, method, requests, replies, deadline).await
+                let list = self.cluster.member_list(&self.upstream, &caller, method, requests, replies, deadline);
+                Box::pin(list).await
             }
-            Lane::HealthCheck => self.health.check(requests, replies).await,
-            Lane::HealthList => self.health.list(requests, replies).await,
-            Lane::HealthWatch => self.health.watch(requests, replies).await,
+            Lane::HealthCheck => Box::pin(self.health.check(requests, replies)).await,
+            Lane::HealthList => Box::pin(self.health.list(requests, replies)).await,
+            Lane::HealthWatch => Box::pin(self.health.watch(requests, replies)).await,
         }
     }
 }

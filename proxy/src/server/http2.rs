@@ -104,7 +104,8 @@ pub async fn serve(
                         Some(router) if router::is_grpc(request.headers()) => {
                             router.serve(connection, request, respond).await;
                         }
-                        _ => front.admin.serve_http2(request, respond).await,
+                        // Boxed, since every call's task is as large as the largest future that stands in it.
+                        _ => Box::pin(front.admin.serve_http2(request, respond)).await,
                     }
                 });
             }
