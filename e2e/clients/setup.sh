@@ -2,10 +2,10 @@
 # Makes the clients of e2e/clients ready to run: builds what is built, and fetches
 # the libraries that each one's lock file pins, with the ordinary package clients.
 #
-# usage: e2e/clients/setup.sh [NAME...]      NAME: go jetcd node python; all without one
+# usage: e2e/clients/setup.sh [NAME...]      NAME: go rust jetcd node python; all without one
 #
-# Prints, for each NAME, what the tests run it with, on stdout: the program of go,
-# the folder of the libraries of jetcd and node, and the Python that has those of
+# Prints, for each NAME, what the tests run it with, on stdout: the programs of go and
+# rust, the folder of the libraries of jetcd and node, and the Python that has those of
 # python; all else goes to stderr. What is ready is not made again, and two callers at once make it once. All
 # is kept below $ETCD_PROXY_TOOLS, else $XDG_CACHE_HOME/etcd-proxy, else
 # ~/.cache/etcd-proxy, else, without a home that can be written to, target/tools.
@@ -132,6 +132,43 @@ go_build() {
   (cd "$here/go" && quietly go build -trimpath -o "$1/go-client" .)
 }
 
+# --- Rust
+
+rust_ready() {
+  command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin
+  command -v cargo >/dev/null || die "the Rust client needs cargo, which is missing.
+  Remedy: install Rust; rust-version in Cargo.toml names the oldest that serves."
+  local folder
+  folder=$cache/rust-$(of "$here"/rust/Cargo.toml "$here"/rust/Cargo.lock "$here"/rust/*.rs)
+  once "$folder" rust_build
+  echo "$folder/rust-client"
+}
+
+rust_build() {
+  # etcd-client makes its messages of .proto files when it is built; Debian keeps those that protoc brings in a
+  # package of their own.
+  want "the Rust client" "protobuf-compiler libprotobuf-dev" protoc
+  if ! protoc_imports && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends libprotobuf-dev; } >&2
+  fi
+  protoc_imports || die "the Rust client needs google/protobuf/descriptor.proto, which protoc does not find.
+  Remedy: install it beside protoc (Debian: apt install libprotobuf-dev)."
+  say "building the Rust client"
+  # The target folder is kept, so that a change of the program builds nothing else anew.
+  quietly env -u RUSTFLAGS CARGO_TARGET_DIR="$cache/rust-target" cargo build --locked --manifest-path "$here/rust/Cargo.toml" &&
+    cp "$cache/rust-target/debug/rust-client" "$1"
+}
+
+# protoc_imports: whether protoc finds the .proto files that belong to it.
+protoc_imports() {
+  local folder status=0
+  folder=$(mktemp -d)
+  printf 'syntax = "proto3";\nimport "google/protobuf/descriptor.proto";\nextend google.protobuf.FieldOptions { bool x = 50000; }\n' >"$folder/probe.proto"
+  protoc --proto_path="$folder" --descriptor_set_out=/dev/null "$folder/probe.proto" 2>/dev/null || status=$?
+  rm -rf "$folder"
+  return $status
+}
+
 # --- Java
 
 jetcd_ready() {
@@ -199,10 +236,10 @@ python_fetch() {
       -r "$here/python/requirements.txt"
 }
 
-[[ $# -gt 0 ]] || set -- go jetcd node python
+[[ $# -gt 0 ]] || set -- go rust jetcd node python
 for name in "$@"; do
   case $name in
-    go | jetcd | node | python) "${name}_ready" ;;
-    *) die "unknown client '$name'; known are go jetcd node python" ;;
+    go | rust | jetcd | node | python) "${name}_ready" ;;
+    *) die "unknown client '$name'; known are go rust jetcd node python" ;;
   esac
 done

@@ -253,7 +253,12 @@ fn the_go_client_is_told_when_there_is_no_leader() {
     assert!(outcome.code == 0, "{outcome:?}");
 }
 
-// === Java, Node, Python ===
+// === Rust, Java, Node, Python ===
+
+#[test]
+fn the_rust_client_works_through_the_proxy() {
+    Parts::start().run("Rust", &mut Command::new(prepared("rust")));
+}
 
 #[test]
 fn jetcd_works_through_the_proxy() {
