@@ -75,10 +75,9 @@ impl Router {
     ) -> Outcome {
         let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
         match method.lane {
-            Lane::Forward => forward.serve(&caller, method, requests, replies, deadline).await,
+            Lane::Forward | Lane::Compact => forward.serve(&caller, method, requests, replies, deadline).await,
             // The other lanes are boxed: the task of every call is as large as the largest lane that stands in it, and
             // is moved and held by each.
-            Lane::Compact => Box::pin(forward.compact(&caller, method, requests, replies, deadline)).await,
             Lane::Watch => Box::pin(watch::serve(&self.hub, &caller, requests, replies)).await,
             Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies)).await,
             Lane::LeaseLeases if self.namespace.is_empty() => {

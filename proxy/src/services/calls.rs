@@ -13,7 +13,7 @@ use crate::{
     rules::{
         caller::Caller,
         framing::{self, Decoder},
-        methods::{Kind, Method, Revision},
+        methods::{Kind, Lane, Method, Revision},
         namespace::{Namespace, Shape},
         status::{self, Code, Status},
         wire,
@@ -38,56 +38,36 @@ impl Forward<'_> {
         mut replies: Replies,
         deadline: Option<Instant>,
     ) -> Outcome {
-        let answer = tokio::select! {
-            biased;
-            answer = until(deadline, self.send(caller, method, &mut requests)) => answer,
-            gone = replies.gone() => return Err(gone),
-        };
-        match answer {
-            Ok(answer) => self.hand_down(answer, method, replies).await,
-            Err(status) => Ok(fail(replies, &status)),
-        }
-    }
-
-    /// A compaction is forwarded, and then no shared watch may show what it removed.
-    pub async fn compact(
-        &self,
-        caller: &Caller,
-        method: &'static Method,
-        mut requests: Requests,
-        mut replies: Replies,
-        deadline: Option<Instant>,
-    ) -> Outcome {
+        let mut compacts_at = None;
         let exchange = async {
             let body = requests.collect().await?;
-            let revision = requests.unframe(&body).ok().and_then(|message| CompactionRequest::decode(message).ok());
-            Ok((self.upstream.call(caller, method, body).await?, revision.map_or(0, |request| request.revision)))
+            if method.lane == Lane::Compact {
+                compacts_at = compaction(&requests, &body);
+            }
+            let body = self.put_into_namespace(method, &requests, body)?;
+            self.upstream.call(caller, method, body).await
         };
         let answer = tokio::select! {
             biased;
             answer = until(deadline, exchange) => answer,
             gone = replies.gone() => return Err(gone),
         };
-        match answer {
-            Ok((answer, revision)) => {
-                let outcome = self.hand_down(answer, method, replies).await;
-                if matches!(outcome, Ok(Code::Ok)) {
-                    self.hub.compacted(revision);
-                }
-                outcome
-            }
+        let outcome = match answer {
+            Ok(answer) => self.hand_down(answer, method, replies).await,
             Err(status) => Ok(fail(replies, &status)),
+        };
+        // From here on no shared watch may begin before what is compacted.
+        if let (Some(revision), Ok(Code::Ok)) = (compacts_at, &outcome) {
+            self.hub.compacted(revision);
         }
+        outcome
     }
 
-    async fn send(&self, caller: &Caller, method: &'static Method, requests: &mut Requests) -> Result<Answer, Status> {
-        let mut body = requests.collect().await?;
-        if let Some(shape) = self.under_namespace(method.keys.request) {
-            let message = requests.unframe(&body)?;
-            let prefixed = self.namespace.request(shape, message).map_err(status::malformed)?;
-            body = framing::frame(&prefixed);
-        }
-        self.upstream.call(caller, method, body).await
+    fn put_into_namespace(&self, method: &Method, requests: &Requests, body: Bytes) -> Result<Bytes, Status> {
+        let Some(shape) = self.under_namespace(method.keys.request) else { return Ok(body) };
+        let message = requests.unframe(&body)?;
+        let prefixed = self.namespace.request(shape, message).map_err(status::malformed)?;
+        Ok(framing::frame(&prefixed))
     }
 
     /// The shape whose keys must be rewritten, if there is a namespace at all.
@@ -176,6 +156,12 @@ impl Forward<'_> {
             self.hub.saw(revision);
         }
     }
+}
+
+/// The revision that a compaction asks for; what cannot be read is left to etcd to refuse.
+fn compaction(requests: &Requests, body: &Bytes) -> Option<i64> {
+    let message = requests.unframe(body).ok()?;
+    CompactionRequest::decode(message).ok().map(|request| request.revision)
 }
 
 /// Forwards an RPC that nobody here knows, both ways as bytes.
