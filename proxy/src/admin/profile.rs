@@ -22,7 +22,7 @@ const MAX_SECONDS: u64 = 300;
 const SAMPLES_PER_SECOND: i32 = 100;
 
 const INDEX: &str = "\
-profile?seconds=30  where the processor's time goes, for `go tool pprof`
+profile?seconds=30  where the processor's time goes, without system calls, for `go tool pprof`
 cmdline             the arguments of this process, with zeros between
 
 There are no heap, goroutine, block, mutex, threadcreate and trace profiles: this is no Go program, and the allocator
@@ -79,7 +79,8 @@ impl Drop for Turn {
 async fn sample(duration: Duration, turn: Turn) -> Result<Vec<u8>, String> {
     let builder = pprof::ProfilerGuardBuilder::default()
         .frequency(SAMPLES_PER_SECOND)
-        // A sample that falls into these could wait for a lock that it holds itself.
+        // A sample that falls into these could wait for a lock that it holds itself. They make the system calls too, so
+        // the time that the kernel takes for us is not in the profile.
         .blocklist(&["libc", "libgcc", "pthread", "vdso"]);
     let guard = builder.build().map_err(|error| error.to_string())?;
     tokio::time::sleep(duration).await;

@@ -95,7 +95,7 @@ pub fn encode(report: &Report) -> Vec<u8> {
     for (frames, count) in &report.data {
         let count = i64::try_from(*count).unwrap_or(i64::MAX);
         let label = Label { key: thread, str: tables.text(&frames.thread_name_or_id()) };
-        let location_id = frames.frames.iter().map(|symbols| tables.location(symbols)).collect();
+        let location_id = interrupted(&frames.frames).iter().map(|symbols| tables.location(symbols)).collect();
         sample.push(Sample { location_id, value: vec![count, count.saturating_mul(period)], label: vec![label] });
     }
     let since_1970 = timing.start_time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -112,6 +112,13 @@ pub fn encode(report: &Report) -> Vec<u8> {
         period,
     };
     profile.encode_to_vec()
+}
+
+/// Without the profiler's own innermost frames. It takes its signal handler out by itself, but not what that calls.
+fn interrupted(frames: &[Vec<Symbol>]) -> &[Vec<Symbol>] {
+    let is_own = |symbols: &Vec<Symbol>| symbols.iter().any(|symbol| symbol.name().contains("backtrace::"));
+    let own = frames.iter().take_while(|symbols| is_own(symbols)).count();
+    &frames[own..]
 }
 
 /// What samples refer to by number, each once. Numbers begin with one; the text of number zero is empty.
@@ -177,6 +184,17 @@ mod tests {
 
     fn symbol(name: &str, line: u32) -> Symbol {
         Symbol { name: Some(name.into()), addr: None, lineno: Some(line), filename: Some("a.rs".into()) }
+    }
+
+    #[test]
+    fn the_profilers_own_frames_are_left_out() {
+        let frames = |names: &[&str]| -> Vec<Vec<Symbol>> { names.iter().map(|name| vec![symbol(name, 1)]).collect() };
+        let names = |frames: &[Vec<Symbol>]| frames.iter().map(|symbols| symbols[0].name()).collect::<Vec<_>>();
+        let trace = "<pprof::backtrace::backtrace_rs::Trace as pprof::backtrace::Trace>::trace";
+        for own in [&["backtrace::backtrace::trace_unsynchronized", trace][..], &[trace], &[]] {
+            let all = frames(&[own, &["leaf", "main"]].concat());
+            assert_eq!(names(interrupted(&all)), ["leaf", "main"], "{own:?}");
+        }
     }
 
     #[test]
