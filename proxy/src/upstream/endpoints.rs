@@ -59,6 +59,7 @@ impl Endpoints {
         for endpoint in gone {
             endpoint.note(State::Removed);
         }
+        self.refresh_serving();
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -81,6 +82,10 @@ impl Endpoints {
     /// Notes how a member is doing.
     pub fn note(&self, endpoint: &Endpoint, state: State) {
         endpoint.note(state);
+        self.refresh_serving();
+    }
+
+    fn refresh_serving(&self) {
         let serving = self.list.load().iter().any(|endpoint| endpoint.state() == State::Serving);
         self.serving.send_if_modified(|current| std::mem::replace(current, serving) != serving);
     }
