@@ -4,7 +4,7 @@ use std::{future::poll_fn, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 use crate::{
     metrics::Messages,
@@ -22,6 +22,9 @@ pub struct Requests {
     limit: usize,
     messages: Messages,
 }
+
+/// The one encoding that etcd takes.
+const GZIP: &str = "gzip";
 
 /// Where answers go. Dropped without a status it resets the stream.
 pub struct Replies {
@@ -41,9 +44,25 @@ pub type Outcome = Result<Code, Gone>;
 pub async fn until<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     match deadline {
         None => work.await,
-        Some(deadline) => {
-            tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(status::deadline_exceeded()))
-        }
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work)
+            .await
+            .unwrap_or_else(|_| Err(status::deadline_exceeded()))
+            .map_err(|status| in_time(Some(deadline), status)),
+    }
+}
+
+/// A failure as the caller should hear of it. At the deadline etcd resets what it serves, and if that is heard of before
+/// our own timer fires, the deadline is still what ended the call.
+pub fn in_time(deadline: Option<Instant>, status: Status) -> Status {
+    let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    if is_late { status::deadline_exceeded() } else { status }
+}
+
+/// Returns when the caller's deadline passes, which without one is never.
+pub async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -61,9 +80,12 @@ impl Requests {
 
     /// The next message, or `None` when the client has closed its half.
     pub async fn next(&mut self) -> Option<Result<Bytes, Status>> {
+        if let Err(status) = self.check_encoding() {
+            return Some(Err(status));
+        }
         loop {
             match self.decoder.next() {
-                Ok(Some(message)) if message.compressed => return Some(Err(self.compressed())),
+                Ok(Some(message)) if message.compressed => return Some(self.inflate(&message.bytes)),
                 Ok(Some(message)) => {
                     self.messages.received();
                     return Some(Ok(message.bytes));
@@ -74,7 +96,8 @@ impl Requests {
             match self.data().await {
                 Some(Ok(data)) => self.decoder.push(&data),
                 Some(Err(status)) => return Some(Err(status)),
-                None if self.decoder.is_at_boundary() => return None,
+                // As in grpc-go, a frame that broke off before its length is none.
+                None if self.decoder.is_before_a_message() => return None,
                 None => return Some(Err(status::request_cut_short())),
             }
         }
@@ -110,14 +133,16 @@ impl Requests {
 
     /// The one message of a request that must be understood.
     pub fn unframe(&self, body: &Bytes) -> Result<Bytes, Status> {
+        self.check_encoding()?;
         match framing::parse_prefix(body) {
-            Ok(Some((true, _))) => Err(self.compressed()),
-            Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => {
-                Ok(body.slice(framing::PREFIX_LEN..))
-            }
-            Ok(Some((false, size))) if body.len() < framing::PREFIX_LEN + size => Err(status::request_cut_short()),
-            Ok(Some(_)) => Err(status::more_than_one_request()),
-            Ok(None) => Err(status::request_cut_short()),
+            // Like etcd, it passes over whatever comes after the first message.
+            Ok(Some((compressed, size))) => match body[framing::PREFIX_LEN..].get(..size) {
+                Some(message) if compressed => self.inflate(&body.slice_ref(message)),
+                Some(message) => Ok(body.slice_ref(message)),
+                None if size > self.limit => Err(status::message_too_large(size, self.limit)),
+                None => Err(status::unary_request_cut_short()),
+            },
+            Ok(None) => Err(status::no_request()),
             Err(error) => Err(refuse_frame(error)),
         }
     }
@@ -136,18 +161,29 @@ impl Requests {
         framing::parse_prefix(start).ok().flatten().map_or(held, |(_, size)| size)
     }
 
-    fn compressed(&self) -> Status {
-        match self.encoding.as_ref().map(HeaderValue::to_str) {
-            Some(Ok(encoding)) => status::compressed(encoding),
-            _ => status::compressed_without_encoding(),
+    /// etcd takes gzip and nothing else, and refuses a request that may be compressed otherwise though it is not.
+    fn check_encoding(&self) -> Result<(), Status> {
+        match &self.encoding {
+            Some(encoding) if encoding != GZIP => Err(status::compressed(&String::from_utf8_lossy(encoding.as_bytes()))),
+            _ => Ok(()),
         }
+    }
+
+    fn inflate(&self, message: &Bytes) -> Result<Bytes, Status> {
+        if self.encoding.is_none() {
+            return Err(status::compressed_without_encoding());
+        }
+        framing::gunzip(message, self.limit).map_err(|error| match error {
+            framing::GunzipError::TooLarge => status::inflated_too_large(self.limit),
+            framing::GunzipError::Broken(error) => status::undeflatable(error),
+        })
     }
 }
 
 fn refuse_frame(error: framing::FramingError) -> Status {
     match error {
         framing::FramingError::TooLarge { size, limit } => status::message_too_large(size, limit),
-        framing::FramingError::BadFlag(_) => status::malformed(error),
+        framing::FramingError::BadFlag(flag) => status::unknown_payload_format(flag),
     }
 }
 
@@ -218,6 +254,16 @@ impl Replies {
     /// Ends with a status of ours.
     pub fn fail(self, status: &Status) {
         self.finish(status::trailers(status));
+    }
+
+    /// Refuses a request that is not gRPC, in a way that HTTP understands too.
+    pub fn refuse_http(mut self, status: &Status) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        *response.headers_mut() = status::trailers(status);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        // An error means that the client is gone and no one is there to be told.
+        let _ = self.respond.send_response(response, true);
     }
 
     /// Ends well.

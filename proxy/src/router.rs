@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, Request, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, header::CONTENT_TYPE, uri::PathAndQuery};
 
 use crate::{
     exchange::{Outcome, Replies, Requests},
@@ -39,12 +39,18 @@ pub struct Router {
 impl Router {
     /// Serves one gRPC request from its head to its end.
     pub async fn serve(&self, connection: Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        if !is_grpc(request.headers()) {
+            let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            return Replies::new(respond).refuse_http(&status::not_grpc(content_type.unwrap_or_default()));
+        }
         let (head, stream) = request.into_parts();
+        // To gRPC a query is part of the name.
+        let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
         let requests = Requests::new(stream, &head.headers, self.upstream.limits().max_request);
         let deadline = deadline(&head.headers);
         let caller = Caller::new(connection, head.headers);
         let replies = Replies::new(respond);
-        match methods::find(head.uri.path()) {
+        match methods::find(path) {
             Some(method) => {
                 let call = self.metrics.started(method);
                 let requests = requests.counted(call.messages());
@@ -53,12 +59,10 @@ impl Router {
                 call.finished(outcome.unwrap_or(Code::Cancelled));
             }
             None if self.namespace.is_empty() => {
-                let path = head.uri.path();
                 Box::pin(calls::forward_unknown(&self.upstream, &caller, path, requests, replies)).await.ok();
             }
             // An RPC that nobody here knows may carry a key, so behind a namespace it is not let through.
             None => {
-                let path = head.uri.path();
                 let service = path.trim_start_matches('/').rsplit_once('/').map_or("", |(service, _)| service);
                 replies.fail(&status::unknown_method(path, methods::knows_service(service)));
             }
@@ -78,28 +82,34 @@ impl Router {
             Lane::Forward | Lane::Compact => forward.serve(&caller, method, requests, replies, deadline).await,
             // The other lanes are boxed: the task of every call is as large as the largest lane that stands in it, and
             // is moved and held by each.
-            Lane::Watch => Box::pin(watch::serve(&self.hub, &caller, requests, replies)).await,
-            Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies)).await,
+            Lane::Watch => Box::pin(watch::serve(&self.hub, &caller, requests, replies, deadline)).await,
+            Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies, deadline)).await,
             Lane::LeaseLeases if self.namespace.is_empty() => {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
             Lane::LeaseLeases => {
-                let answer = self.leases.list(&self.upstream, &self.namespace, &caller, method);
+                let answer =
+                    |request| self.leases.list(&self.upstream, &self.namespace, &caller, method, request);
                 Box::pin(calls::answer(answer, requests, replies, deadline)).await
             }
             Lane::MemberList => {
                 let list = self.cluster.member_list(&self.upstream, &caller, method, requests, replies, deadline);
                 Box::pin(list).await
             }
-            Lane::HealthCheck => Box::pin(self.health.check(requests, replies)).await,
-            Lane::HealthList => Box::pin(self.health.list(requests, replies)).await,
-            Lane::HealthWatch => Box::pin(self.health.watch(requests, replies)).await,
+            Lane::HealthCheck => Box::pin(self.health.check(requests, replies, deadline)).await,
+            Lane::HealthList => Box::pin(self.health.list(requests, replies, deadline)).await,
+            Lane::HealthWatch => Box::pin(self.health.watch(requests, replies, deadline)).await,
         }
     }
 }
 
+/// Whether a request is a call, or is at least sent to where only calls are taken.
+pub fn is_call<B>(request: &Request<B>) -> bool {
+    is_grpc(request.headers()) || methods::find(request.uri().path()).is_some()
+}
+
 /// `application/grpc` and its kin, such as `application/grpc+proto`.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
+fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| {
         value
             .as_bytes()

@@ -14,9 +14,17 @@ mod rpcs;
 /// The three sides, and what they said.
 mod side;
 
+mod auth;
+mod callers;
+mod cluster;
 mod kv;
 mod lease;
+mod locks;
+mod maintenance;
+mod malformed;
+mod tokens;
 mod txn;
+mod watch;
 mod writes;
 
 /// A test per version for each chapter.
@@ -45,5 +53,5 @@ macro_rules! chapters {
 
 /// The tests themselves, apart from the chapters so that their names are `of::<chapter>::parity_with_<version>`.
 mod of {
-    chapters!(kv, lease, txn, writes);
+    chapters!(auth, cluster, kv, lease, locks, maintenance, malformed, tokens, txn, watch, writes);
 }

@@ -67,4 +67,19 @@ rpcs! {
     LEADER "/v3electionpb.Election/Leader" (election::LeaderRequest) -> election::LeaderResponse;
     OBSERVE "/v3electionpb.Election/Observe" (election::LeaderRequest) -> election::LeaderResponse;
     RESIGN "/v3electionpb.Election/Resign" (election::ResignRequest) -> election::ResignResponse;
+    HEALTH_CHECK "/grpc.health.v1.Health/Check" (HealthCheckRequest) -> HealthCheckResponse;
+    HEALTH_WATCH "/grpc.health.v1.Health/Watch" (HealthCheckRequest) -> HealthCheckResponse;
+}
+
+/// As gRPC's own `health.proto` has it, which is none of etcd's.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    pub service: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    pub status: i32,
 }

@@ -1,6 +1,7 @@
 //! The three sides that a script runs against, what each of them said, and the comparison.
 
 use std::fmt::{Debug, Write as _};
+use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -15,11 +16,17 @@ use crate::wire::{Call, Item, Link, frame};
 /// What the namespaced side's keys begin with in etcd.
 pub const NAMESPACE: &str = "tenant/";
 
+/// The first key that is past all of them.
+const NAMESPACE_END: &str = "tenant0";
+
 /// Longer messages are shown and compared by length and checksum.
 const SHOWN_BYTES: usize = 512;
 
 /// What is shown of a message's meaning; its bytes are compared whole.
 const SHOWN_TEXT: usize = 800;
+
+/// How it is shown that nothing came.
+const SILENCE: &str = "    silence";
 
 /// How a side reaches etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +46,8 @@ pub struct Side {
     metadata: Vec<(String, Vec<u8>)>,
     excused: bool,
     any_message: bool,
+    either_end: bool,
+    any_http_status: bool,
 }
 
 struct Parts {
@@ -79,17 +88,18 @@ where
                 let parts = tokio::task::spawn_blocking(move || start(way, version, &flags)).await;
                 let parts = Arc::new(parts.expect("etcd and the proxy start"));
                 let link = Link::dial(parts.address()).await;
-                let side = Side { way, version, link, parts: parts.clone(), metadata: Vec::new(), excused: false, any_message: false };
+                let side = Side { way, version, link, parts: parts.clone(), metadata: Vec::new(), excused: false, any_message: false, either_end: false, any_http_status: false };
                 let ended = tokio::spawn(script(side)).await;
                 let transcript = std::mem::take(&mut *parts.lock());
-                (way, transcript, ended.err().map(|error| error.to_string()))
+                // Held until the report, which panics, so that the logs of etcd and the proxy are shown.
+                (way, transcript, ended.err().map(|error| (error.to_string(), parts)))
             })
         });
         let mut transcripts = Vec::new();
         for side in sides {
             transcripts.push(side.await.expect("a side hands over its transcript"));
         }
-        report(version, &transcripts);
+        report(version, transcripts);
     });
 }
 
@@ -109,13 +119,18 @@ fn start(way: Way, version: Version, flags: &[String]) -> Parts {
     Parts { etcd, proxy, transcript: Mutex::default() }
 }
 
-type Transcript = (Way, Vec<Entry>, Option<String>);
+type Transcript = (Way, Vec<Entry>, Option<(String, Arc<Parts>)>);
 
-fn report(version: Version, transcripts: &[Transcript]) {
+fn report(version: Version, transcripts: Vec<Transcript>) {
     let (_, direct, direct_error) = &transcripts[0];
     let last = |said: &[Entry]| said.last().map_or_else(String::new, |entry| format!("{}\n{}", entry.case, entry.said));
-    assert!(direct_error.is_none(), "etcd {version:?} itself: {direct_error:?} after {}", last(direct));
+    if let Some((error, _)) = direct_error {
+        panic!("etcd {version:?} itself: {error} after {}", last(direct));
+    }
     assert!(!direct.is_empty(), "the script has no cases");
+    // Silence is awaited long, and shows nothing that an answer to a later question would not show sooner.
+    let silent: Vec<&str> = direct.iter().filter(|entry| entry.said.contains(SILENCE)).map(|entry| &*entry.case).collect();
+    assert!(silent.is_empty(), "etcd {version:?} itself says nothing: {silent:?}");
     let mut differences = String::new();
     let mut count = 0;
     for (way, said, error) in &transcripts[1..] {
@@ -131,7 +146,7 @@ fn report(version: Version, transcripts: &[Transcript]) {
                     .expect("a String takes all");
             }
         }
-        if let Some(error) = error {
+        if let Some((error, _)) = error {
             count += 1;
             let last = last(said);
             write!(differences, "\n{way:?}: the script broke off: {error}, after {last}\n").expect("a String takes all");
@@ -173,6 +188,23 @@ impl Side {
         Side { any_message: true, ..self.clone() }
     }
 
+    /// The same side, for calls that run into their deadline: etcd ends them by a status or by a reset, whichever of its
+    /// two timers is first.
+    pub fn with_either_end_of_a_deadline(&self) -> Side {
+        Side { either_end: true, ..self.clone() }
+    }
+
+    /// The same side; where a gRPC status is in the head, the HTTP status is not compared, since gRPC clients do not
+    /// look at it then.
+    pub fn with_any_http_status(&self) -> Side {
+        Side { any_http_status: true, ..self.clone() }
+    }
+
+    /// Records what a script found out by itself.
+    pub fn note(&self, case: &str, said: String) {
+        self.record(case, format!("    {said}\n"));
+    }
+
     /// The same side on a connection of its own.
     pub async fn on_a_new_connection(&self) -> Side {
         Side { link: Link::dial(self.parts.address()).await, ..self.clone() }
@@ -183,6 +215,25 @@ impl Side {
         match self.way {
             Way::Namespaced => format!("{NAMESPACE}{key}").into(),
             _ => Bytes::copy_from_slice(key.as_bytes()),
+        }
+    }
+
+    /// The end of a range as etcd itself knows it.
+    pub fn end_in_etcd(&self, end: &str) -> Bytes {
+        match end {
+            "" => Bytes::new(),
+            "\0" if self.way == Way::Namespaced => NAMESPACE_END.into(),
+            _ => self.key_in_etcd(end),
+        }
+    }
+
+    /// The way back for both.
+    pub fn key_without_prefix(&self, key: &Bytes) -> Bytes {
+        match key.strip_prefix(NAMESPACE.as_bytes()) {
+            _ if self.way != Way::Namespaced => key.clone(),
+            Some(stripped) => Bytes::copy_from_slice(stripped),
+            None if key == NAMESPACE_END => "\0".into(),
+            None => key.clone(),
         }
     }
 
@@ -242,7 +293,12 @@ impl Side {
         self.record(case, said);
     }
 
-    fn record(&self, case: &str, said: String) {
+    fn record(&self, case: &str, mut said: String) {
+        // Headers that precede a failure without messages are sent with it or before it, as the server likes.
+        said = said.replace(" [content-type: application/grpc]\n    trailers [", ", and no more [content-type: application/grpc, ");
+        if self.either_end && (said.contains("grpc-status: 4]") || said.contains("stream no longer needed")) {
+            said = "    the deadline\n".to_owned();
+        }
         self.parts.lock().push(Entry { case: case.to_owned(), said, excused: self.excused });
     }
 
@@ -251,10 +307,15 @@ impl Side {
         match item {
             Item::Head { status, headers, last } => {
                 let last = if *last { ", and no more" } else { "" };
+                let any = self.any_http_status && headers.contains_key("grpc-status");
+                let status = if any { "any".to_owned() } else { status.to_string() };
                 format!("    head {status}{last} {}\n", self.headers(headers))
             }
             Item::Message { flag, bytes } => {
-                let bytes = self.with_one_address(bytes);
+                // Who answers may compress to one who does, or not; what is said is the same.
+                let inflated = (*flag == 1).then(|| gunzip(bytes)).flatten();
+                let flag = if inflated.is_some() { &0 } else { flag };
+                let bytes = self.with_one_address(inflated.as_ref().unwrap_or(bytes));
                 let (bytes, text) = match A::decode(bytes.clone()) {
                     Ok(mut answer) => {
                         let before = answer.encode_to_vec();
@@ -273,14 +334,14 @@ impl Side {
             Item::Trailers(trailers) => format!("    trailers {}\n", self.headers(trailers)),
             Item::End => "    end without trailers\n".to_owned(),
             Item::Broken(error) => format!("    broken: {error}\n"),
-            Item::Silence => "    silence\n".to_owned(),
+            Item::Silence => format!("{SILENCE}\n"),
         }
     }
 
     fn headers(&self, headers: &HeaderMap) -> String {
         let mut lines: Vec<String> = headers
             .iter()
-            .filter(|(name, _)| !(self.any_message && *name == "grpc-message"))
+            .filter(|(name, _)| *name != "grpc-encoding" && !(self.any_message && *name == "grpc-message"))
             .map(|(name, value)| {
                 let value = self.with_one_address(&Bytes::copy_from_slice(value.as_bytes()));
                 format!("{name}: {}", String::from_utf8_lossy(&value))
@@ -369,6 +430,20 @@ impl<Q: Message, A: Answer> Stream<Q, A> {
         self.rest_masked(case, |_| ()).await
     }
 
+    /// The same, recording only how the stream ends.
+    pub async fn rest_unseen(&mut self, case: &str) -> Vec<A> {
+        let mut answers = Vec::new();
+        let mut said = String::new();
+        while let Some(item) = self.call.next().await {
+            match item {
+                Item::Message { bytes, .. } => answers.extend(A::decode(bytes).ok()),
+                other => said += &self.side.show(&other, |_: &mut A| ()),
+            }
+        }
+        self.side.record(case, said);
+        answers
+    }
+
     async fn rest_masked(&mut self, case: &str, mask: impl Fn(&mut A)) -> Vec<A> {
         let mut said = String::new();
         let mut answers = Vec::new();
@@ -419,6 +494,12 @@ impl<A: Message + Default + Debug> Answer for A {}
 /// What every gRPC client sends.
 pub fn grpc_headers() -> Vec<(String, Vec<u8>)> {
     [("content-type", "application/grpc"), ("te", "trailers")].map(|(name, value)| (name.to_owned(), value.into())).into()
+}
+
+fn gunzip(bytes: &[u8]) -> Option<Bytes> {
+    let mut inflated = Vec::new();
+    flate2::read::GzDecoder::new(bytes).read_to_end(&mut inflated).ok()?;
+    Some(inflated.into())
 }
 
 fn show_bytes(bytes: &Bytes) -> String {

@@ -1,6 +1,6 @@
 //! Who asks: the first argument of every call that goes to etcd, and part of every key under which work is shared.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -31,6 +31,7 @@ pub struct Credentials {
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
 const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// Headers that speak of one connection or one encoding of a message, and so must not travel on.
 const CONNECTION_HEADERS: [HeaderName; 5] = [
@@ -48,6 +49,16 @@ impl Caller {
             metadata.remove(name);
         }
         Self { connection, metadata }
+    }
+
+    /// The same sender, whose message was opened on the way and goes on uncompressed.
+    pub fn uncompressed(&self) -> Cow<'_, Self> {
+        if !self.metadata.contains_key(ENCODING) {
+            return Cow::Borrowed(self);
+        }
+        let mut caller = self.clone();
+        caller.metadata.remove(ENCODING);
+        Cow::Owned(caller)
     }
 
     /// The proxy itself.

@@ -1,6 +1,9 @@
 //! gRPC's framing of messages: a compression flag, four bytes of length, the message.
 
+use std::io::{self, Read};
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flate2::read::GzDecoder;
 
 /// The bytes before each message.
 pub const PREFIX_LEN: usize = 5;
@@ -52,9 +55,9 @@ impl Decoder {
         Ok(Some(Message { compressed, bytes: self.buffer.split_to(size).freeze() }))
     }
 
-    /// Whether the stream could end here without cutting a message short.
-    pub fn is_at_boundary(&self) -> bool {
-        self.buffer.is_empty()
+    /// Whether the stream could end here without cutting a message short whose length is known.
+    pub fn is_before_a_message(&self) -> bool {
+        self.buffer.len() < PREFIX_LEN
     }
 }
 
@@ -67,6 +70,31 @@ pub fn parse_prefix(bytes: &[u8]) -> Result<Option<(bool, usize)>, FramingError>
         flag => return Err(FramingError::BadFlag(flag)),
     };
     Ok(Some((compressed, u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize)))
+}
+
+/// Why a message could not be inflated.
+#[derive(Debug)]
+pub enum GunzipError {
+    TooLarge,
+    Broken(io::Error),
+}
+
+/// Inflates a message, to no more than `limit` bytes whatever it promises.
+pub fn gunzip(message: &[u8], limit: usize) -> Result<Bytes, GunzipError> {
+    let mut inflated = Vec::with_capacity(message.len().min(limit));
+    // One byte more than allowed tells that there is more.
+    let bound = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    GzDecoder::new(message).take(bound).read_to_end(&mut inflated).map_err(GunzipError::Broken)?;
+    if inflated.len() > limit { Err(GunzipError::TooLarge) } else { Ok(inflated.into()) }
+}
+
+/// Whether a whole message stands at the front, or something that is none at all.
+pub fn is_whole(body: &[u8]) -> bool {
+    match parse_prefix(body) {
+        Ok(None) => false,
+        Ok(Some((_, size))) => body.len() - PREFIX_LEN >= size,
+        Err(_) => true,
+    }
 }
 
 /// A whole message with its prefix.
@@ -102,8 +130,18 @@ mod tests {
                 }
             }
             assert_eq!(messages, [Bytes::from_static(b"first"), Bytes::new(), Bytes::from(vec![7; 300])]);
-            assert!(decoder.is_at_boundary());
+            assert!(decoder.is_before_a_message());
         }
+    }
+
+    #[test]
+    fn gzip_is_inflated_up_to_the_limit() {
+        let mut zipped = flate2::read::GzEncoder::new([7; 1000].as_slice(), flate2::Compression::default());
+        let mut message = Vec::new();
+        zipped.read_to_end(&mut message).expect("memory can be read");
+        assert_eq!(gunzip(&message, 1000).expect("it fits"), [7; 1000].as_slice());
+        assert!(matches!(gunzip(&message, 999), Err(GunzipError::TooLarge)));
+        assert!(matches!(gunzip(&message[..20], 1000), Err(GunzipError::Broken(_))));
     }
 
     #[test]

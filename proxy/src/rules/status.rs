@@ -27,14 +27,39 @@ pub fn compressed(encoding: &str) -> Status {
     Status::unimplemented(format!("grpc: Decompressor is not installed for grpc-encoding \"{encoding}\""))
 }
 
-/// A unary RPC whose request stream ended before its message, in grpc-go's words.
+/// A request stream that ended within a message, in grpc-go's words.
 pub fn request_cut_short() -> Status {
     Status::internal("unexpected EOF")
 }
 
-/// A unary RPC with a second message, in grpc-go's words.
-pub fn more_than_one_request() -> Status {
-    Status::internal("cardinality violation: received multiple request messages for unary RPC")
+/// The same of a unary RPC.
+pub fn unary_request_cut_short() -> Status {
+    Status::unknown("unexpected EOF")
+}
+
+/// A unary RPC without a message, in grpc-go's words.
+pub fn no_request() -> Status {
+    Status::unknown("EOF")
+}
+
+/// A message whose compression flag is no flag, in grpc-go's words.
+pub fn unknown_payload_format(flag: u8) -> Status {
+    Status::internal(format!("grpc: received unexpected payload format {flag}"))
+}
+
+/// A request of another protocol, in grpc-go's words.
+pub fn not_grpc(content_type: &str) -> Status {
+    Status::invalid_argument(format!("invalid gRPC request content-type \"{content_type}\""))
+}
+
+/// A compressed message that does not inflate, in grpc-go's words.
+pub fn undeflatable(error: impl std::fmt::Display) -> Status {
+    Status::internal(format!("grpc: failed to decompress the received message: {error}"))
+}
+
+/// A message that inflates beyond the limit, in grpc-go's words.
+pub fn inflated_too_large(limit: usize) -> Status {
+    Status::resource_exhausted(format!("grpc: message after decompression larger than max ({limit})"))
 }
 
 /// A message marked as compressed though nothing says how, in grpc-go's words.
@@ -54,7 +79,9 @@ pub fn unknown_health_service() -> Status {
 
 /// A method of a service that etcd does not have.
 pub fn unknown_method(path: &str, service_is_known: bool) -> Status {
-    let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
+    let Some((service, method)) = path.strip_prefix('/').unwrap_or(path).rsplit_once('/') else {
+        return Status::unimplemented(format!("malformed method name: \"{path}\""));
+    };
     if service_is_known {
         Status::unimplemented(format!("unknown method {method} for service {service}"))
     } else {

@@ -101,7 +101,7 @@ pub async fn serve(
                 tokio::spawn(async move {
                     let _open = open;
                     match &front.router {
-                        Some(router) if router::is_grpc(request.headers()) => {
+                        Some(router) if router::is_call(&request) => {
                             router.serve(connection, request, respond).await;
                         }
                         // Boxed, since every call's task is as large as the largest future that stands in it.

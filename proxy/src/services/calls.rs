@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use super::watch::hub::Hub;
 use crate::{
-    exchange::{Outcome, Replies, Requests, send_all, until},
+    exchange::{Outcome, Replies, Requests, in_time, send_all, until},
     rules::{
         caller::Caller,
         framing::{self, Decoder},
@@ -44,8 +44,10 @@ impl Forward<'_> {
             if method.lane == Lane::Compact {
                 compacts_at = compaction(&requests, &body);
             }
-            let body = self.put_into_namespace(method, &requests, body)?;
-            self.upstream.call(caller, method, body).await
+            match self.open(method, &requests, &body)? {
+                Some(opened) => self.upstream.call(&caller.uncompressed(), method, opened).await,
+                None => self.upstream.call(caller, method, body).await,
+            }
         };
         let answer = tokio::select! {
             biased;
@@ -53,7 +55,7 @@ impl Forward<'_> {
             gone = replies.gone() => return Err(gone),
         };
         let outcome = match answer {
-            Ok(answer) => self.hand_down(answer, method, replies).await,
+            Ok(answer) => self.hand_down(answer, method, replies, deadline).await,
             Err(status) => Ok(fail(replies, &status)),
         };
         // From here on no shared watch may begin before what is compacted.
@@ -63,11 +65,20 @@ impl Forward<'_> {
         outcome
     }
 
-    fn put_into_namespace(&self, method: &Method, requests: &Requests, body: Bytes) -> Result<Bytes, Status> {
-        let Some(shape) = self.under_namespace(method.keys.request) else { return Ok(body) };
-        let message = requests.unframe(&body)?;
-        let prefixed = self.namespace.request(shape, message).map_err(status::malformed)?;
-        Ok(framing::frame(&prefixed))
+    /// The request as etcd is to have it, if its message must be opened here: with its keys in the namespace, and not
+    /// compressed, since otherwise the answer would be.
+    fn open(&self, method: &Method, requests: &Requests, body: &Bytes) -> Result<Option<Bytes>, Status> {
+        let opened = self.under_namespace(method.keys.request).or(self.under_namespace(method.keys.response)).is_some();
+        // etcd refuses a request without a whole message in its own words, and finds no key in it.
+        if !opened || !framing::is_whole(body) {
+            return Ok(None);
+        }
+        let message = requests.unframe(body)?;
+        let message = match method.keys.request {
+            Some(shape) => self.namespace.request(shape, message).map_err(status::malformed)?,
+            None => message,
+        };
+        Ok(Some(framing::frame(&message)))
     }
 
     /// The shape whose keys must be rewritten, if there is a namespace at all.
@@ -75,7 +86,13 @@ impl Forward<'_> {
         shape.filter(|_| !self.namespace.is_empty())
     }
 
-    async fn hand_down(&self, mut answer: Answer, method: &'static Method, mut replies: Replies) -> Outcome {
+    async fn hand_down(
+        &self,
+        mut answer: Answer,
+        method: &'static Method,
+        mut replies: Replies,
+        deadline: Option<Instant>,
+    ) -> Outcome {
         if let Some(code) = answer.code() {
             replies.finish(answer.headers);
             return Ok(code);
@@ -102,7 +119,7 @@ impl Forward<'_> {
             };
             let data = match data {
                 Some(Ok(data)) => data,
-                Some(Err(status)) => return Ok(fail(replies, &status)),
+                Some(Err(status)) => return Ok(fail(replies, &in_time(deadline, status))),
                 None => break,
             };
             if let Err(status) = size_check.pass(&data) {
@@ -226,16 +243,16 @@ pub async fn pass(mut answer: Answer, mut replies: Replies) -> Outcome {
     }
 }
 
-/// Serves a unary call whose answer is made here.
-pub async fn answer(
-    answer: impl Future<Output = Result<(HeaderMap, Bytes), Status>>,
+/// Serves a unary call whose answer is made here, of its one message.
+pub async fn answer<F: Future<Output = Result<(HeaderMap, Bytes), Status>>>(
+    answer: impl FnOnce(Bytes) -> F,
     mut requests: Requests,
     mut replies: Replies,
     deadline: Option<Instant>,
 ) -> Outcome {
     let work = async {
-        requests.collect().await?;
-        answer.await
+        let body = requests.collect().await?;
+        answer(requests.unframe(&body)?).await
     };
     let answered = tokio::select! {
         biased;

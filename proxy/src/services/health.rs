@@ -2,7 +2,7 @@
 //!
 //! It answers as the health server of grpc-go does, which is etcd's: only the server as a whole has a state.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -13,7 +13,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_res
 use super::calls;
 use crate::{
     drain::Observer,
-    exchange::{Outcome, Replies, Requests},
+    exchange::{Outcome, Replies, Requests, passed, until},
     rules::{
         framing,
         status::{self, Code, Status},
@@ -32,8 +32,8 @@ impl Health {
         Self { endpoints, drain }
     }
 
-    pub async fn check(&self, mut requests: Requests, mut replies: Replies) -> Outcome {
-        let checked = asked(&mut requests).await.and_then(|service| match service.as_str() {
+    pub async fn check(&self, mut requests: Requests, mut replies: Replies, deadline: Option<Instant>) -> Outcome {
+        let checked = until(deadline, asked(&mut requests)).await.and_then(|service| match service.as_str() {
             "" => Ok(response(self.state())),
             _ => Err(status::unknown_health_service()),
         });
@@ -49,18 +49,21 @@ impl Health {
     }
 
     /// Sends the state now and whenever it changes, until the client leaves or the proxy does.
-    pub async fn watch(&self, mut requests: Requests, mut replies: Replies) -> Outcome {
-        let service = match asked(&mut requests).await {
+    pub async fn watch(&self, mut requests: Requests, mut replies: Replies, deadline: Option<Instant>) -> Outcome {
+        let service = match until(deadline, asked(&mut requests)).await {
             Ok(service) => service,
             Err(status) => return Ok(calls::fail(replies, &status)),
         };
         replies.begin(HeaderMap::new())?;
         let mut drain = self.drain.clone();
+        let late = passed(deadline);
+        tokio::pin!(late);
         if !service.is_empty() {
             // It may become known one day, says the protocol; here it never does.
             replies.data(response(ServingStatus::ServiceUnknown)).await?;
             tokio::select! {
                 () = drain.signaled() => return Ok(calls::fail(replies, &status::draining())),
+                () = &mut late => return Ok(calls::fail(replies, &status::deadline_exceeded())),
                 gone = replies.gone() => return Err(gone),
             }
         }
@@ -76,6 +79,7 @@ impl Health {
                     }
                     return Ok(calls::fail(replies, &status::draining()));
                 }
+                () = &mut late => return Ok(calls::fail(replies, &status::deadline_exceeded())),
                 () = changed_from(&mut serving, now == ServingStatus::Serving) => (),
                 gone = replies.gone() => return Err(gone),
             }
@@ -83,8 +87,8 @@ impl Health {
     }
 
     /// The states of all services, of which there is one.
-    pub async fn list(&self, mut requests: Requests, mut replies: Replies) -> Outcome {
-        if let Err(status) = collected(&mut requests).await {
+    pub async fn list(&self, mut requests: Requests, mut replies: Replies, deadline: Option<Instant>) -> Outcome {
+        if let Err(status) = until(deadline, collected(&mut requests)).await {
             return Ok(calls::fail(replies, &status));
         }
         let statuses = HashMap::from([(String::new(), HealthCheckResponse { status: self.state() as i32 })]);

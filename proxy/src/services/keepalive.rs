@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, Weak},
+    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     drain::Observer,
-    exchange::{Outcome, Replies, Requests},
+    exchange::{Outcome, Replies, Requests, passed},
     metrics::Metrics,
     rules::{
         caller::{Caller, Credentials},
@@ -51,23 +52,38 @@ impl KeepAlives {
     }
 
     /// Serves one client stream to its end.
-    pub async fn serve(&self, caller: &Caller, requests: Requests, replies: Replies) -> Outcome {
+    pub async fn serve(
+        &self,
+        caller: &Caller,
+        requests: Requests,
+        replies: Replies,
+        deadline: Option<Instant>,
+    ) -> Outcome {
         self.metrics.keepalive_streams.inc();
-        let outcome = self.exchange(caller, requests, replies).await;
+        let outcome = self.exchange(caller, requests, replies, deadline).await;
         self.metrics.keepalive_streams.dec();
         outcome
     }
 
-    async fn exchange(&self, caller: &Caller, mut requests: Requests, mut replies: Replies) -> Outcome {
+    async fn exchange(
+        &self,
+        caller: &Caller,
+        mut requests: Requests,
+        mut replies: Replies,
+        deadline: Option<Instant>,
+    ) -> Outcome {
         let lanes = self.lanes(caller);
         let mut drain = self.drain.clone();
         // etcd answers one stream's requests in their order, although ours take several lanes.
         let mut asked = FuturesOrdered::new();
         let mut half_closed = false;
+        let late = passed(deadline);
+        tokio::pin!(late);
         loop {
             tokio::select! {
                 gone = replies.gone() => return Err(gone),
                 () = drain.signaled() => return Ok(end(replies, &status::draining())),
+                () = &mut late => return Ok(end(replies, &status::deadline_exceeded())),
                 request = requests.next(), if !half_closed && asked.len() < MAX_UNANSWERED => match request {
                     Some(Ok(message)) => match LeaseKeepAliveRequest::decode(message) {
                         Ok(request) => {

@@ -48,8 +48,10 @@ impl Leases {
         namespace: &Namespace,
         caller: &Caller,
         method: &'static Method,
+        request: Bytes,
     ) -> Result<(HeaderMap, Bytes), Status> {
-        let answer = upstream.call(caller, method, framing::frame(&[])).await?;
+        let caller = &*caller.uncompressed();
+        let answer = upstream.call(caller, method, framing::frame(&request)).await?;
         let collected = answer.collect(upstream.limits().max_answer).await?;
         let headers = collected.headers.clone();
         let mut response = LeaseLeasesResponse::decode(collected.into_message()?).map_err(status::unreadable_answer)?;

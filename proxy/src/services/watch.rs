@@ -3,7 +3,7 @@
 //! A session serves one client stream. It asks the hub which log serves a watch; a feed fills the logs from one
 //! upstream stream, and a cursor decides what of a log its client is shown.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     exchange::{Outcome, Replies, Requests},
@@ -23,6 +23,12 @@ use hub::Hub;
 use session::Session;
 
 /// Serves one client stream to its end.
-pub async fn serve(hub: &Arc<Hub>, caller: &Caller, requests: Requests, replies: Replies) -> Outcome {
-    Session::new(hub, caller).run(requests, replies).await
+pub async fn serve(
+    hub: &Arc<Hub>,
+    caller: &Caller,
+    requests: Requests,
+    replies: Replies,
+    deadline: Option<Instant>,
+) -> Outcome {
+    Session::new(hub, caller).run(requests, replies, deadline).await
 }

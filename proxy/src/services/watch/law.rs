@@ -151,7 +151,7 @@ impl Reader {
             assert!(!response.events.is_empty(), "nothing is said where there is nothing to say");
             events.extend(response.events);
         }
-        assert!(decoder.is_at_boundary());
+        assert!(decoder.is_before_a_message());
         events
     }
 }

@@ -27,7 +27,7 @@ use super::{
     log::{End, Read, Refused},
 };
 use crate::{
-    exchange::{Gone, Outcome, Replies, Requests},
+    exchange::{Gone, Outcome, Replies, Requests, passed},
     rules::{
         caller::Caller,
         framing,
@@ -120,11 +120,13 @@ impl Session {
     }
 
     /// Serves until the client leaves or the stream has to end.
-    pub async fn run(mut self, mut requests: Requests, mut replies: Replies) -> Outcome {
+    pub async fn run(mut self, mut requests: Requests, mut replies: Replies, deadline: Option<std::time::Instant>) -> Outcome {
         replies.begin(http::HeaderMap::new())?;
         let feed = self.feed.clone();
         let failed = feed.failed();
         tokio::pin!(failed);
+        let late = passed(deadline);
+        tokio::pin!(late);
         let mut drain = self.hub.drain();
         let mut half_closed = false;
         let mut ready = Vec::new();
@@ -143,6 +145,7 @@ impl Session {
                 sent = send_some(&mut replies, &mut self.out) => sent?,
                 () = drain.signaled() => return Ok(end(replies, &status::draining())),
                 status = &mut failed => return Ok(end(replies, &status)),
+                () = &mut late => return Ok(end(replies, &status::deadline_exceeded())),
                 Some(asked) = self.asked.next(), if wanted < OUT_HIGH_WATER => self.answer(asked),
                 request = requests.next(), if !half_closed && self.asked.len() < MAX_UNANSWERED => match request {
                     Some(Ok(message)) => match WatchRequest::decode(message) {
