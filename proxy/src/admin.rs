@@ -82,7 +82,10 @@ impl Admin {
         if replies.begin_http(head).is_err() {
             return;
         }
-        while !is_head {
+        if is_head {
+            return replies.finish_http();
+        }
+        loop {
             let frame = tokio::select! {
                 frame = body.frame() => frame,
                 _ = replies.gone() => return,

@@ -116,6 +116,12 @@ impl Side {
 
 const RELOAD_RESULTS: [&str; 2] = ["success", "failure"];
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
