@@ -1,6 +1,10 @@
 //! One gRPC exchange with a client: its messages come in here and ours go out, under HTTP/2's flow control.
 
-use std::{future::poll_fn, time::Instant};
+use std::{
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
 
 use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream, server::SendResponse};
@@ -26,11 +30,16 @@ pub struct Requests {
 /// The one encoding that etcd takes.
 const GZIP: &str = "gzip";
 
-/// Where answers go. Dropped without a status it resets the stream.
+/// Where answers go. Dropped without a status it resets the stream, or says that there was a panic.
 pub struct Replies {
+    client: Client,
+    sent: FrameCount,
+}
+
+/// The client's end of the stream, before and after our headers.
+struct Client {
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
-    sent: FrameCount,
 }
 
 /// The client is gone; nothing more can be said to it.
@@ -189,7 +198,7 @@ fn refuse_frame(error: framing::FramingError) -> Status {
 
 impl Replies {
     pub fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { respond, send: None, sent: FrameCount::default() }
+        Self { client: Client { respond, send: None }, sent: FrameCount::default() }
     }
 
     /// Counts the messages of this call.
@@ -202,17 +211,17 @@ impl Replies {
         let mut response = Response::new(());
         *response.headers_mut() = headers;
         response.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
-        self.send = Some(self.respond.send_response(response, false).map_err(|_| Gone)?);
+        self.client.send = Some(self.client.respond.send_response(response, false).map_err(|_| Gone)?);
         Ok(())
     }
 
     pub fn has_begun(&self) -> bool {
-        self.send.is_some()
+        self.client.send.is_some()
     }
 
     /// Sends framed messages, waiting as long as the client's windows are full.
     pub async fn data(&mut self, data: Bytes) -> Result<(), Gone> {
-        let send = self.send.as_mut().ok_or(Gone)?;
+        let send = self.client.send.as_mut().ok_or(Gone)?;
         self.sent.pass(&data);
         send_all(send, data).await.map_err(|_| Gone)
     }
@@ -223,7 +232,7 @@ impl Replies {
         context: &mut std::task::Context<'_>,
         wanted: usize,
     ) -> std::task::Poll<Result<usize, Gone>> {
-        let Some(send) = self.send.as_mut() else { return std::task::Poll::Ready(Err(Gone)) };
+        let Some(send) = self.client.send.as_mut() else { return std::task::Poll::Ready(Err(Gone)) };
         send.reserve_capacity(wanted);
         send.poll_capacity(context).map(|capacity| match capacity {
             Some(Ok(capacity)) => Ok(capacity),
@@ -233,22 +242,14 @@ impl Replies {
 
     /// Sends what [`Replies::poll_room`] has found room for.
     pub fn send(&mut self, data: Bytes) -> Result<(), Gone> {
-        let send = self.send.as_mut().ok_or(Gone)?;
+        let send = self.client.send.as_mut().ok_or(Gone)?;
         self.sent.pass(&data);
         send.send_data(data, false).map_err(|_| Gone)
     }
 
     /// Ends with these trailers; before any message they are the whole answer.
     pub fn finish(mut self, trailers: HeaderMap) {
-        // An error means that the client is gone and no one is there to be told.
-        if let Some(send) = &mut self.send {
-            let _ = send.send_trailers(trailers);
-        } else {
-            let mut response = Response::new(());
-            *response.headers_mut() = trailers;
-            response.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
-            let _ = self.respond.send_response(response, true);
-        }
+        self.client.finish(trailers);
     }
 
     /// Ends with a status of ours.
@@ -263,7 +264,7 @@ impl Replies {
         *response.headers_mut() = status::trailers(status);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         // An error means that the client is gone and no one is there to be told.
-        let _ = self.respond.send_response(response, true);
+        let _ = self.client.respond.send_response(response, true);
     }
 
     /// Ends well.
@@ -277,13 +278,13 @@ impl Replies {
     /// Sends the head of an answer that is not gRPC.
     pub fn begin_http(&mut self, head: http::response::Parts) -> Result<(), Gone> {
         let response = Response::from_parts(head, ());
-        self.send = Some(self.respond.send_response(response, false).map_err(|_| Gone)?);
+        self.client.send = Some(self.client.respond.send_response(response, false).map_err(|_| Gone)?);
         Ok(())
     }
 
     /// Ends an answer that is not gRPC.
     pub fn finish_http(mut self) {
-        if let Some(send) = &mut self.send {
+        if let Some(send) = &mut self.client.send {
             // An error means that the client is gone and no one is there to be told.
             let _ = send.send_data(Bytes::new(), true);
         }
@@ -295,11 +296,35 @@ impl Replies {
     }
 
     pub fn poll_gone(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Gone> {
-        let reset = match &mut self.send {
+        let reset = match &mut self.client.send {
             Some(send) => send.poll_reset(context),
-            None => self.respond.poll_reset(context),
+            None => self.client.respond.poll_reset(context),
         };
         reset.map(|_| Gone)
+    }
+}
+
+impl Client {
+    fn finish(&mut self, trailers: HeaderMap) {
+        // An error means that the client is gone and no one is there to be told.
+        if let Some(send) = &mut self.send {
+            let _ = send.send_trailers(trailers);
+        } else {
+            let mut response = Response::new(());
+            *response.headers_mut() = trailers;
+            response.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
+            let _ = self.respond.send_response(response, true);
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let trailers = status::trailers(&status::panicked());
+            // A panic inside h2 may have left its lock poisoned; a second panic would end the process.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.finish(trailers)));
+        }
     }
 }
 
@@ -380,5 +405,40 @@ mod tests {
             let sent = text.lines().find(|line| line.starts_with("grpc_server_msg_sent_total{"));
             assert!(sent.is_some_and(|line| line.ends_with(" 3")), "cut into {step}: {sent:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_call_ends_that_call_with_internal_and_the_connection_goes_on() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let serving = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(server).await.expect("the client speaks HTTP/2");
+            let mut number = 0;
+            while let Some(accepted) = connection.accept().await {
+                let (_, respond) = accepted.expect("a request");
+                number += 1;
+                tokio::spawn(async move {
+                    let mut replies = Replies::new(respond);
+                    if number == 2 {
+                        replies.begin(HeaderMap::new()).expect("the client listens");
+                    }
+                    assert!(number > 2, "a defect in call {number}");
+                    replies.succeed();
+                });
+            }
+        });
+        let (mut calls, connection) = h2::client::handshake(client).await.expect("the server speaks HTTP/2");
+        tokio::spawn(connection);
+        for expected in ["13", "13", "0"] {
+            calls = calls.ready().await.expect("the connection goes on");
+            let request = http::Request::post("http://proxy/etcdserverpb.KV/Put").body(()).expect("a request");
+            let (answer, _) = calls.send_request(request, true).expect("the connection takes it");
+            let (head, mut body) = answer.await.expect("an answer").into_parts();
+            let trailers = match head.headers.contains_key("grpc-status") {
+                true => head.headers,
+                false => body.trailers().await.expect("an end").expect("trailers"),
+            };
+            assert_eq!(trailers.get("grpc-status").map(HeaderValue::as_bytes), Some(expected.as_bytes()));
+        }
+        serving.abort();
     }
 }

@@ -150,4 +150,31 @@ mod tests {
         decoder.push(&Bytes::from_static(&[0, 0, 0, 0, 11]));
         assert_eq!(decoder.next(), Err(FramingError::TooLarge { size: 11, limit: 10 }));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_cut_into_messages_alike_however_they_come_and_no_more_is_held_than_one(
+            stream in proptest::collection::vec(proptest::prop_oneof![4 => 0_u8..3, 1 => proptest::num::u8::ANY], 0..2000),
+            step in 1_usize..300,
+        ) {
+            const LIMIT: usize = 500;
+            let read = |step: usize| {
+                let mut decoder = Decoder::new(LIMIT);
+                let mut found = Vec::new();
+                for chunk in stream.chunks(step) {
+                    decoder.push(&Bytes::copy_from_slice(chunk));
+                    loop {
+                        match decoder.next() {
+                            Ok(Some(message)) => found.push(message),
+                            Ok(None) => break,
+                            Err(error) => return (found, Some(error)),
+                        }
+                    }
+                    assert!(decoder.buffer.len() < PREFIX_LEN + LIMIT, "a whole message was not given out");
+                }
+                (found, None)
+            };
+            proptest::prop_assert_eq!(read(step), read(usize::MAX));
+        }
+    }
 }

@@ -114,6 +114,11 @@ pub fn draining() -> Status {
     Status::unavailable("etcdserver: server stopped")
 }
 
+/// A defect of the proxy ended the call; the log has the details.
+pub fn panicked() -> Status {
+    Status::internal("etcdserver: the proxy failed to serve this call")
+}
+
 /// No member that can be reached has a leader.
 pub fn no_leader() -> Status {
     Status::unavailable("etcdserver: no leader")

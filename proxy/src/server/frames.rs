@@ -32,7 +32,12 @@ impl Head {
     fn read(bytes: [u8; HEAD_LEN]) -> Self {
         let [a, b, c, kind, flags, stream @ ..] = bytes;
         // The highest bit of the stream is reserved and means nothing.
-        Self { len: u32::from_be_bytes([0, a, b, c]), kind, flags, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1) }
+        Self {
+            len: u32::from_be_bytes([0, a, b, c]),
+            kind,
+            flags,
+            stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+        }
     }
 
     pub fn is_ack(self) -> bool {

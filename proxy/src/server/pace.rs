@@ -238,7 +238,15 @@ mod tests {
     #[test]
     fn floods_of_frames_that_carry_nothing_are_refused() {
         let now = Instant::now();
-        let floods = [frame(kind::DATA, 0), frame(2, 5), frame(kind::SETTINGS, 6), frame(8, 4), RESET, frame(9, 0), frame(200, 0)];
+        let floods = [
+            frame(kind::DATA, 0),
+            frame(2, 5),
+            frame(kind::SETTINGS, 6),
+            frame(8, 4),
+            RESET,
+            frame(9, 0),
+            frame(200, 0),
+        ];
         for flood in floods {
             let mut pace = Pace::new(MIN_TIME, now);
             let refused = (0..=ALLOWANCE).find_map(|_| pace.received(flood, 1, now).err());

@@ -118,4 +118,31 @@ mod tests {
         check(b"POST /v3/kv/put HTTP/1.1\r\n\r\n", Protocol::Http1).await;
         check(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand more", Protocol::Http2).await;
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+        #[test]
+        fn any_bytes_are_given_back_whole(
+            same in 0..=PREFACE_LEN,
+            rest in proptest::collection::vec(proptest::num::u8::ANY, 1..200),
+        ) {
+            let sent = [&PREFACE[..same], &rest].concat();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let read = runtime.block_on(async {
+                let (mut client, server) = tokio::io::duplex(64);
+                let bytes = sent.clone();
+                tokio::spawn(async move { client.write_all(&bytes).await });
+                let mut read = Vec::new();
+                match Prefaced::sniff(server).await {
+                    Ok((_, mut stream)) => stream.read_to_end(&mut read).await.map(|_| Some(read)),
+                    // Too few bytes to tell.
+                    Err(_) if PREFACE.starts_with(&sent) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
+            if let Some(read) = read.expect("the pipe does not break") {
+                proptest::prop_assert_eq!(read, sent);
+            }
+        }
+    }
 }

@@ -211,6 +211,8 @@ fn check_host_port(text: &str) -> Result<String, &'static str> {
         return Err("has an IPv6 address without brackets");
     }
     port.parse::<u16>().map_err(|_| "has a port that is not a number from 0 to 65535")?;
+    // It goes into the head of every call, which could not be sent with anything else in it.
+    text.parse::<http::uri::Authority>().map_err(|_| "has a host that is neither a name nor an address")?;
     Ok(text.to_owned())
 }
 
@@ -252,6 +254,17 @@ mod tests {
         {
             let error = Endpoint::parse(text).expect_err(text).to_string();
             assert!(error.contains("host:port"), "{error}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_an_endpoint_or_refused(text in "(https?|unixs?|http2|)(:|)/{0,3}[\\PC]{0,40}(:[0-9]{0,7})?(/[a-z]*)?") {
+            if let Ok(endpoint) = Endpoint::parse(&text) {
+                proptest::prop_assert!(!endpoint.name.is_empty());
+                // What it says as an authority must be one, or no call could be made to it.
+                proptest::prop_assert!(endpoint.authority().parse::<http::uri::Authority>().is_ok(), "{}", text);
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::{
     feed::{Command, Duty, Feed, Parts, Upward},
-    log::{Log, Opened, Refused},
+    log::{Budget, Log, Opened, Refused},
 };
 use crate::{
     drain::Observer,
@@ -42,6 +42,11 @@ const SEEN_WINDOW: Duration = Duration::from_secs(5);
 /// A first watch that begins at most this many revisions ago is opened there at once, without a catch-up.
 const RECENT_REVISIONS: i64 = 1000;
 
+/// What the logs of all ranges hold together at most, or soon after: 64 of them full at the default bound of one.
+const MAX_SHARED_LOG_BYTES: usize = 256 << 20;
+/// How often that is looked at. In this time etcd sends some tens of MiB on a fast network.
+const BUDGET_INTERVAL: Duration = Duration::from_millis(200);
+
 pub struct Hub {
     upstream: Upstream,
     namespace: Namespace,
@@ -52,6 +57,7 @@ pub struct Hub {
     /// The live feed of each set of credentials that has sessions.
     feeds: Mutex<HashMap<Credentials, Weak<LiveFeed>>>,
     catch_ups: Arc<Semaphore>,
+    budget: Arc<Budget>,
 }
 
 /// The newest revisions that clients were shown, in this window of time and the one before.
@@ -134,8 +140,10 @@ impl Hub {
             seen: Seen::default(),
             feeds: Mutex::default(),
             catch_ups: Arc::new(Semaphore::new(MAX_CATCH_UPS)),
+            budget: Budget::new(MAX_SHARED_LOG_BYTES),
         });
         tokio::spawn(forget_what_was_seen(Arc::downgrade(&hub)));
+        tokio::spawn(keep_within_budget(Arc::downgrade(&hub)));
         hub
     }
 
@@ -195,7 +203,8 @@ impl Hub {
         }
         let recent = wanted.start_revision.saturating_add(RECENT_REVISIONS) >= seen;
         let open_at = if recent { wanted.start_revision } else { 0 };
-        let (live, is_new) = feed.log(wanted, open_at, self.config.max_log_bytes);
+        let (live, is_new) =
+            feed.log(wanted, open_at, || Log::within(self.config.max_log_bytes, open_at, &self.budget));
         let mut opened = live.log.opened().await.ok_or(JoinError::Lost)?;
         if !is_new && opened.is_ok() {
             self.metrics.watch_joins.inc();
@@ -240,6 +249,27 @@ impl Hub {
     }
 }
 
+/// Each log lets go of what it can by itself; the last batch of each, over very many logs, is left to this.
+async fn keep_within_budget(hub: Weak<Hub>) {
+    loop {
+        tokio::time::sleep(BUDGET_INTERVAL).await;
+        let Some(hub) = hub.upgrade() else { return };
+        if !hub.budget.is_over() {
+            continue;
+        }
+        let feeds: Vec<_> = hub.lock_feeds().values().filter_map(Weak::upgrade).collect();
+        let logs: Vec<_> = feeds
+            .iter()
+            .flat_map(|feed| feed.lock().values().map(|shared| shared.log.clone()).collect::<Vec<_>>())
+            .collect();
+        tracing::warn!(
+            logs = logs.len(),
+            "watched events are over their bound in memory, slow clients read them from etcd again"
+        );
+        logs.iter().for_each(|log| log.forget());
+    }
+}
+
 async fn forget_what_was_seen(hub: Weak<Hub>) {
     loop {
         tokio::time::sleep(SEEN_WINDOW).await;
@@ -267,14 +297,14 @@ impl LiveFeed {
     }
 
     /// The shared log of a range, and whether it is just being opened for this caller.
-    fn log(self: &Arc<Self>, wanted: &Wanted, open_at: i64, max_bytes: usize) -> (LogUse, bool) {
+    fn log(self: &Arc<Self>, wanted: &Wanted, open_at: i64, make: impl FnOnce() -> Arc<Log>) -> (LogUse, bool) {
         let key = LogKey { range: wanted.range.clone(), prev_kv: wanted.prev_kv };
         let mut logs = self.lock();
         if let Some(shared) = logs.get_mut(&key).filter(|shared| !shared.log.has_ended()) {
             shared.uses += 1;
             return (LogUse { feed: self.clone(), log: shared.log.clone(), key }, false);
         }
-        let log = Log::new(max_bytes, open_at);
+        let log = make();
         logs.insert(key.clone(), Shared { log: log.clone(), uses: 1 });
         let LogKey { range, prev_kv } = key.clone();
         self.feed.send(Command::Open(Upward { log: log.clone(), range, prev_kv, start_revision: open_at }));

@@ -5,7 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::{Bytes, BytesMut};
@@ -193,6 +196,26 @@ pub struct Log {
     opened: watch::Sender<Option<Opened>>,
     /// Tells the one who fills a catch-up that there is room again.
     room: Notify,
+    /// What all shared logs hold together; a catch-up waits for its reader instead.
+    budget: Option<Arc<Budget>>,
+}
+
+/// How much the shared logs hold together, and may. Clients may watch any number of ranges that overlap, and each
+/// range's log holds the events for itself.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max })
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.max
+    }
 }
 
 struct State {
@@ -214,6 +237,10 @@ struct Reader {
 impl Log {
     /// `covered_from` is the upstream watch's start, if it is known before etcd answers.
     pub fn new(max_bytes: usize, covered_from: i64) -> Arc<Self> {
+        Arc::new(Self::make(max_bytes, covered_from))
+    }
+
+    fn make(max_bytes: usize, covered_from: i64) -> Self {
         let state = State {
             batches: VecDeque::new(),
             first: 0,
@@ -223,7 +250,15 @@ impl Log {
             end: None,
             readers: Vec::new(),
         };
-        Arc::new(Self { max_bytes, state: Mutex::new(state), opened: watch::Sender::new(None), room: Notify::new() })
+        let (state, opened) = (Mutex::new(state), watch::Sender::new(None));
+        Self { max_bytes, state, opened, room: Notify::new(), budget: None }
+    }
+
+    /// A log that shares a budget with others.
+    pub fn within(max_bytes: usize, covered_from: i64, budget: &Arc<Budget>) -> Arc<Self> {
+        let mut log = Self::make(max_bytes, covered_from);
+        log.budget = Some(budget.clone());
+        Arc::new(log)
     }
 
     /// Notes etcd's answer to the create. A watch from now begins after the revision of that answer; one that is
@@ -352,20 +387,48 @@ impl Log {
     pub fn release_before(&self, position: u64) {
         let mut state = self.lock();
         while state.first < position && !state.batches.is_empty() {
-            drop_first(&mut state);
+            self.drop_first(&mut state);
         }
         drop(state);
         self.room.notify_one();
     }
 
-    fn push(&self, state: &mut State, batch: Batch) {
-        state.bytes += batch.weight();
-        state.batches.push_back(Arc::new(batch));
-        // One batch is kept whatever its size: it is on its way to the readers that are awake.
-        while state.bytes > self.max_bytes && state.batches.len() > 1 {
-            drop_first(state);
+    /// Drops everything. Whoever has not read it yet catches up.
+    pub fn forget(&self) {
+        let mut state = self.lock();
+        while !state.batches.is_empty() {
+            self.drop_first(&mut state);
         }
         wake(&state.readers);
+    }
+
+    fn push(&self, state: &mut State, batch: Batch) {
+        let weight = batch.weight();
+        state.bytes += weight;
+        if let Some(budget) = &self.budget {
+            budget.used.fetch_add(weight, Ordering::Relaxed);
+        }
+        state.batches.push_back(Arc::new(batch));
+        // One batch is kept whatever its size: it is on its way to the readers that are awake.
+        while state.batches.len() > 1 && (state.bytes > self.max_bytes || self.is_over_budget()) {
+            self.drop_first(state);
+        }
+        wake(&state.readers);
+    }
+
+    fn is_over_budget(&self) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.is_over())
+    }
+
+    fn drop_first(&self, state: &mut State) {
+        if let Some(batch) = state.batches.pop_front() {
+            state.bytes -= batch.weight();
+            if let Some(budget) = &self.budget {
+                budget.used.fetch_sub(batch.weight(), Ordering::Relaxed);
+            }
+            state.first += 1;
+            state.covered_from = state.covered_from.max(batch.last_revision() + 1);
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -373,16 +436,41 @@ impl Log {
     }
 }
 
-fn drop_first(state: &mut State) {
-    if let Some(batch) = state.batches.pop_front() {
-        state.bytes -= batch.weight();
-        state.first += 1;
-        state.covered_from = state.covered_from.max(batch.last_revision() + 1);
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.budget {
+            budget.used.fetch_sub(self.lock().bytes, Ordering::Relaxed);
+        }
     }
 }
 
 fn wake(readers: &[Reader]) {
     for reader in readers {
         reader.inbox.wake(reader.watch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_that_share_a_budget_keep_within_it_and_give_back_what_they_held() {
+        let header = |revision| ResponseHeader { revision, ..ResponseHeader::default() };
+        let one = Batch::progress(header(1)).weight();
+        let budget = Budget::new(4 * one);
+        let logs: Vec<_> = (0..4).map(|_| Log::within(usize::MAX, 1, &budget)).collect();
+        for revision in 1..100 {
+            logs.iter().for_each(|log| log.append_progress(header(revision)));
+            assert!(budget.used.load(Ordering::Relaxed) <= 5 * one, "after revision {revision}");
+        }
+        let inbox = Arc::default();
+        assert!(logs[0].subscribe(50, &inbox, 0).is_none(), "what was dropped is not promised");
+        let position = logs[0].subscribe(100, &inbox, 0).expect("what is to come is");
+        logs[0].forget();
+        logs[0].append_progress(header(100));
+        assert!(matches!(logs[0].read(position), Read::Batch(batch) if batch.header.revision == 100));
+        drop(logs);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 }

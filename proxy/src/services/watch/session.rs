@@ -4,7 +4,7 @@
 //! creates come from afar.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     future::poll_fn,
     sync::Arc,
     task::Poll,
@@ -59,6 +59,9 @@ pub struct Session {
     asked: FuturesOrdered<BoxFuture<'static, Asked>>,
     /// Whose turn it is to be read.
     turns: VecDeque<Turn>,
+    /// The watches among the turns, each of which is there once: a client that takes a byte at a time must not make
+    /// the turns grow with every event.
+    has_turn: HashSet<u64>,
     /// Framed messages for the client.
     out: BytesMut,
     last_header: ResponseHeader,
@@ -113,6 +116,7 @@ impl Session {
             next_id: 0,
             asked: FuturesOrdered::new(),
             turns: VecDeque::new(),
+            has_turn: HashSet::new(),
             out: BytesMut::new(),
             last_header: ResponseHeader::default(),
             lost: None,
@@ -131,11 +135,9 @@ impl Session {
         let mut half_closed = false;
         let mut ready = Vec::new();
         loop {
-            if let Some(progress) = self.inbox.take(&mut ready) {
-                self.turns.extend(ready.drain(..).map(Turn::Watch));
-                self.turns.push_back(Turn::Progress(progress));
-            }
-            self.turns.extend(ready.drain(..).map(Turn::Watch));
+            let progress = self.inbox.take(&mut ready);
+            ready.drain(..).for_each(|key| self.give_turn(key));
+            self.turns.extend(progress.map(Turn::Progress));
             self.fill();
             if let Some(status) = &self.lost {
                 return Ok(end(replies, status));
@@ -225,7 +227,7 @@ impl Session {
         let source = self.locate(&live, next_revision, key);
         let start_revision = created.start_revision;
         self.watches.insert(key, Watch { cursor, start_revision, live, source, last_shown: Instant::now() });
-        self.turns.push_back(Turn::Watch(key));
+        self.give_turn(key);
     }
 
     /// The id for a new watch: the client's own if it is free, or the next free one.
@@ -278,6 +280,12 @@ impl Session {
         }
     }
 
+    fn give_turn(&mut self, key: u64) {
+        if self.has_turn.insert(key) {
+            self.turns.push_back(Turn::Watch(key));
+        }
+    }
+
     /// Reads for those whose turn it is, until there is enough to send.
     fn fill(&mut self) {
         while self.out.len() < OUT_HIGH_WATER {
@@ -288,6 +296,8 @@ impl Session {
                     if self.read(key) {
                         // There is more: it goes on first, so that a notice of progress behind it stays true.
                         self.turns.push_front(Turn::Watch(key));
+                    } else {
+                        self.has_turn.remove(&key);
                     }
                 }
             }

@@ -172,3 +172,72 @@ pub enum Unreadable {
     #[error(transparent)]
     Header(#[from] prost::DecodeError),
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use etcd_proxy_proto::{etcdserverpb::WatchResponse, mvccpb};
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        rules::namespace::Namespace,
+        services::watch::{
+            cursor::{Cursor, Wishes},
+            log::BatchBuilder,
+        },
+    };
+
+    fn response() -> Vec<u8> {
+        let kv = |revision: i64| mvccpb::KeyValue {
+            key: "prefix/key".into(),
+            value: "value".into(),
+            mod_revision: revision,
+            ..mvccpb::KeyValue::default()
+        };
+        let event = |revision| mvccpb::Event {
+            kv: Some(kv(revision)),
+            prev_kv: Some(kv(revision - 1)),
+            ..mvccpb::Event::default()
+        };
+        let header = etcd_proxy_proto::etcdserverpb::ResponseHeader { revision: 9, ..Default::default() };
+        let events = vec![event(7), event(7), event(8)];
+        WatchResponse { header: Some(header), watch_id: 3, events, ..WatchResponse::default() }.encode_to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_response_is_refused_or_shown_without_a_panic(
+            damage in prop::collection::vec((0_usize..200, any::<u8>()), 0..6),
+            cut in 0_usize..200,
+            junk in prop::collection::vec(any::<u8>(), 0..40),
+            prev_kv: bool,
+            fragment: bool,
+        ) {
+            let mut message = response();
+            for (at, byte) in damage {
+                let at = at % message.len();
+                message[at] = byte;
+            }
+            message.truncate(cut.max(20));
+            message.extend_from_slice(&junk);
+            let Ok(response) = Response::parse(&message) else { return Ok(()) };
+            for namespace in [Namespace::new(""), Namespace::new("prefix/")] {
+                let mut builder = BatchBuilder::default();
+                for event in &response.events {
+                    // What is refused leaves nothing behind.
+                    let _ = builder.push(&namespace, event);
+                }
+                let whole = builder.finish_whole_revisions(response.header);
+                for batch in whole.into_iter().chain(builder.finish(response.header)) {
+                    let wishes = Wishes { prev_kv, fragment, ..Wishes::default() };
+                    let mut cursor = Cursor { watch_id: response.watch_id, next_revision: i64::MIN, wishes };
+                    let mut out = BytesMut::new();
+                    let shown = cursor.show(&batch, &mut out);
+                    prop_assert_eq!(shown, Some(batch.events.len()));
+                }
+            }
+        }
+    }
+}
