@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use crate::{
     admin::{Admin, Place, Watched},
     drain::{self, Trigger},
+    go,
     metrics::{Metrics, Side},
     resolver::{self, Proxy},
     router::Router,
@@ -38,6 +39,8 @@ pub struct Config {
     pub metrics_addresses: Vec<MetricsAddress>,
     /// Whether profiles may be taken.
     pub profiles: bool,
+    /// Whether each call is logged when it ends.
+    pub logs_calls: bool,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub discovery: discovery::Config,
     pub channel: channel::Config,
@@ -62,6 +65,11 @@ pub struct MetricsAddress {
     pub tls: bool,
 }
 
+/// How long the start waits for the endpoints' first answers; those on loopback need a tenth of it, and a start without
+/// any etcd should still look instant.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// As etcd's log has it.
+const PROFILES_PATH: &str = "/debug/pprof";
 /// Prometheus, a probe and a few people have room in this; whoever opens more has lost track of them.
 const MAX_METRICS_CONNECTIONS: usize = 512;
 /// When everything else has ended, an answer about health or metrics still gets this long.
@@ -84,7 +92,8 @@ pub struct Running {
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("listen tcp {address}: {source}")]
+    /// In Go's words, which scripts look for.
+    #[error("listen tcp {address}: {}{}", if source.raw_os_error().is_some() { "bind: " } else { "" }, go::io_error(source))]
     Listen { address: String, source: io::Error },
     #[error("failed to start a thread: {0}")]
     Thread(io::Error),
@@ -120,6 +129,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         tasks.extend(working);
         registered
     });
+    if let Some(this) = &config.advertised {
+        // etcd's proxy dials itself here; people look for the line to learn what a proxy advertises.
+        tracing::info!("grpcProxyAdvertiseClientURL" = this.address, "create proxy client");
+    }
     let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered }));
 
     let hub = Hub::new(upstream.clone(), config.namespace.clone(), metrics.clone(), config.watch, watcher.observer());
@@ -133,6 +146,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         client_tls: config.channel.tls.clone(),
         profiles: config.profiles,
     });
+    if config.profiles {
+        tracing::info!(path = PROFILES_PATH, "gRPC proxy enabled pprof");
+    }
     tasks.extend(watch_tls_files(&watched, &metrics));
     let make_router = Arc::new(move || {
         Arc::new(Router {
@@ -144,6 +160,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             leases: leases.clone(),
             health: health.clone(),
             metrics: shard_metrics.clone(),
+            logs_calls: config.logs_calls,
         })
     });
 
@@ -163,6 +180,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let router = make_router();
         Front { admin: Admin::new(watched.clone(), router.clone(), Place::ForClients), router: Some(router) }
     };
+    // Before anyone is let in, so that the first callers go where they will stay.
+    upstream::health::first_look(&endpoints, FIRST_LOOK).await;
     let shards = Shards::start(&Arc::new(config.server), &metrics, &watcher, make_front).map_err(StartError::Thread)?;
     tasks.push(tokio::spawn(async move { shards.accept(bound, watcher).await }));
     let drain_timeout = config.drain_timeout;

@@ -58,6 +58,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         },
         metrics_addresses: metrics_addresses(flags)?,
         profiles: flags.enable_pprof,
+        logs_calls: flags.experimental_enable_grpc_logging,
         endpoints,
         discovery: discovery(flags),
         channel: channel::Config {
@@ -151,7 +152,30 @@ pub fn server_tls(flags: &Flags) -> Result<Option<ServerTls>, ConfigError> {
             hosts,
         }),
     };
-    Ok(Some(ServerTls::load(&config)?))
+    let tls = ServerTls::load(&config)?;
+    let crl = &flags.client_crl_file;
+    let verifies = flags.trusted_ca_file.is_some();
+    let info = tls_info(&flags.cert_file, &flags.key_file, &flags.trusted_ca_file, crl, verifies);
+    tracing::info!("tls-info" = info, "gRPC proxy server TLS");
+    Ok(Some(tls))
+}
+
+/// The files of one side, as Go prints a `TLSInfo`.
+fn tls_info(
+    cert: &Option<PathBuf>,
+    key: &Option<PathBuf>,
+    trusted_ca: &Option<PathBuf>,
+    crl: &Option<PathBuf>,
+    verifies: bool,
+) -> String {
+    let name = |file: &Option<PathBuf>| file.as_deref().map_or_else(String::new, |path| path.display().to_string());
+    format!(
+        "cert = {}, key = {}, client-cert=, client-key=, trusted-ca = {}, client-cert-auth = {verifies}, crl-file = {}",
+        name(cert),
+        name(key),
+        name(trusted_ca),
+        name(crl),
+    )
 }
 
 /// Where etcd's proxy keeps the certificate that it makes for itself.
@@ -172,5 +196,14 @@ fn client_tls(flags: &Flags) -> Result<Option<ClientTls>, ConfigError> {
         server_name: None,
         allow_non_empty_cn: false,
     };
-    Ok(Some(ClientTls::load(&config)?))
+    let tls = ClientTls::load(&config)?;
+    if flags.insecure_skip_tls_verify {
+        tracing::warn!(
+            "--insecure-skip-tls-verify was given, this grpc proxy process skips authentication of etcd server TLS \
+             certificates. This option should be enabled only for testing purposes."
+        );
+    }
+    let info = tls_info(&flags.cert, &flags.key, &flags.cacert, &None, false);
+    tracing::info!("tls-info" = info, "gRPC proxy client TLS");
+    Ok(Some(tls))
 }

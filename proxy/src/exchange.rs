@@ -3,6 +3,10 @@
 use std::{
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -25,6 +29,7 @@ pub struct Requests {
     encoding: Option<HeaderValue>,
     limit: usize,
     messages: Messages,
+    volume: Option<Arc<Volume>>,
 }
 
 /// The one encoding that etcd takes.
@@ -34,6 +39,14 @@ const GZIP: &str = "gzip";
 pub struct Replies {
     client: Client,
     sent: FrameCount,
+    volume: Option<Arc<Volume>>,
+}
+
+/// The bytes of one call's messages, framing included, for those who log calls.
+#[derive(Debug, Default)]
+pub struct Volume {
+    received: AtomicU64,
+    sent: AtomicU64,
 }
 
 /// The client's end of the stream, before and after our headers.
@@ -79,12 +92,17 @@ impl Requests {
     /// `limit` bounds one message, in bytes without framing.
     pub fn new(stream: RecvStream, headers: &HeaderMap, limit: usize) -> Self {
         let encoding = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity").cloned();
-        Self { stream, decoder: Decoder::new(limit), encoding, limit, messages: Messages::default() }
+        Self { stream, decoder: Decoder::new(limit), encoding, limit, messages: Messages::default(), volume: None }
     }
 
     /// Counts the messages of this call.
     pub fn counted(self, messages: Messages) -> Self {
         Self { messages, ..self }
+    }
+
+    /// Measures the bytes of this call.
+    pub fn measured(self, volume: Option<Arc<Volume>>) -> Self {
+        Self { volume, ..self }
     }
 
     /// The next message, or `None` when the client has closed its half.
@@ -160,6 +178,9 @@ impl Requests {
     pub async fn data(&mut self) -> Option<Result<Bytes, Status>> {
         let data = poll_fn(|context| self.stream.poll_data(context)).await?;
         Some(data.map_err(|error| status::client_gone(&error)).inspect(|data| {
+            if let Some(volume) = &self.volume {
+                volume.received.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
             // It fails only for a stream that is gone, which the next read reports.
             let _ = self.stream.flow_control().release_capacity(data.len());
         }))
@@ -198,12 +219,24 @@ fn refuse_frame(error: framing::FramingError) -> Status {
 
 impl Replies {
     pub fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { client: Client { respond, send: None }, sent: FrameCount::default() }
+        Self { client: Client { respond, send: None }, sent: FrameCount::default(), volume: None }
     }
 
     /// Counts the messages of this call.
     pub fn counted(self, messages: Messages) -> Self {
         Self { sent: FrameCount { messages, ..FrameCount::default() }, ..self }
+    }
+
+    /// Measures the bytes of this call.
+    pub fn measured(self, volume: Option<Arc<Volume>>) -> Self {
+        Self { volume, ..self }
+    }
+
+    fn note_sent(&mut self, data: &[u8]) {
+        self.sent.pass(data);
+        if let Some(volume) = &self.volume {
+            volume.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
     }
 
     /// Sends the headers that come before messages.
@@ -221,8 +254,8 @@ impl Replies {
 
     /// Sends framed messages, waiting as long as the client's windows are full.
     pub async fn data(&mut self, data: Bytes) -> Result<(), Gone> {
+        self.note_sent(&data);
         let send = self.client.send.as_mut().ok_or(Gone)?;
-        self.sent.pass(&data);
         send_all(send, data).await.map_err(|_| Gone)
     }
 
@@ -242,8 +275,8 @@ impl Replies {
 
     /// Sends what [`Replies::poll_room`] has found room for.
     pub fn send(&mut self, data: Bytes) -> Result<(), Gone> {
+        self.note_sent(&data);
         let send = self.client.send.as_mut().ok_or(Gone)?;
-        self.sent.pass(&data);
         send.send_data(data, false).map_err(|_| Gone)
     }
 
@@ -325,6 +358,16 @@ impl Drop for Client {
             // A panic inside h2 may have left its lock poisoned; a second panic would end the process.
             let _ = catch_unwind(AssertUnwindSafe(|| self.finish(trailers)));
         }
+    }
+}
+
+impl Volume {
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 }
 

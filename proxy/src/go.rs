@@ -310,9 +310,29 @@ pub fn write_csv(fields: &[String]) -> String {
     fields.iter().map(|field| format!("\"{}\"", field.replace('"', "\"\""))).collect::<Vec<_>>().join(",")
 }
 
+/// An error of the system as Go words it: `no such file or directory`.
+pub fn io_error(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let words = match error.raw_os_error() {
+        Some(_) => text.rsplit_once(" (os error").map_or(text.as_str(), |(words, _)| words),
+        None => &text,
+    };
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_of_the_system_are_worded_as_in_go() {
+        let error = |number| io_error(&std::io::Error::from_raw_os_error(number));
+        assert_eq!(error(libc::ENOENT), "no such file or directory");
+        assert_eq!(error(libc::EADDRINUSE), "address already in use");
+        assert_eq!(error(libc::EADDRNOTAVAIL), "cannot assign requested address");
+        assert_eq!(io_error(&std::io::Error::other("its own words")), "its own words");
+    }
     use proptest::prelude::*;
 
     #[test]

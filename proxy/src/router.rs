@@ -10,8 +10,9 @@ use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Request, header::CONTENT_TYPE, uri::PathAndQuery};
 
 use crate::{
-    exchange::{Outcome, Replies, Requests},
-    metrics::Metrics,
+    exchange::{Outcome, Replies, Requests, Volume},
+    logging,
+    metrics::{Metrics, code_name},
     rules::{
         caller::{Caller, Connection},
         methods::{self, Lane, Method},
@@ -34,6 +35,8 @@ pub struct Router {
     pub leases: Leases,
     pub health: Health,
     pub metrics: Arc<Metrics>,
+    /// Whether each call is logged when it ends.
+    pub logs_calls: bool,
 }
 
 impl Router {
@@ -50,22 +53,32 @@ impl Router {
         let deadline = deadline(&head.headers);
         let caller = Caller::new(connection, head.headers);
         let replies = Replies::new(respond);
-        match methods::find(path) {
+        let log = self.logs_calls.then(|| CallLog::new(&caller.connection, path));
+        let volume = log.as_ref().map(|log| log.volume.clone());
+        let (requests, replies) = (requests.measured(volume.clone()), replies.measured(volume));
+        let code = match methods::find(path) {
             Some(method) => {
                 let call = self.metrics.started(method);
                 let requests = requests.counted(call.messages());
                 let replies = replies.counted(call.messages());
                 let outcome = self.dispatch(caller, method, requests, replies, deadline).await;
-                call.finished(outcome.unwrap_or(Code::Cancelled));
+                let code = outcome.unwrap_or(Code::Cancelled);
+                call.finished(code);
+                code
             }
             None if self.namespace.is_empty() => {
-                Box::pin(calls::forward_unknown(&self.upstream, &caller, path, requests, replies)).await.ok();
+                let outcome = Box::pin(calls::forward_unknown(&self.upstream, &caller, path, requests, replies)).await;
+                outcome.unwrap_or(Code::Cancelled)
             }
             // An RPC that nobody here knows may carry a key, so behind a namespace it is not let through.
             None => {
                 let service = path.trim_start_matches('/').rsplit_once('/').map_or("", |(service, _)| service);
                 replies.fail(&status::unknown_method(path, methods::knows_service(service)));
+                Code::Unimplemented
             }
+        };
+        if let Some(log) = log {
+            log.finished(code);
         }
     }
 
@@ -100,6 +113,36 @@ impl Router {
             Lane::HealthList => Box::pin(self.health.list(requests, replies, deadline)).await,
             Lane::HealthWatch => Box::pin(self.health.watch(requests, replies, deadline)).await,
         }
+    }
+}
+
+/// What `--experimental-enable-grpc-logging` tells of a call. Never what it holds: etcd's proxy logs whole messages, and
+/// with them passwords and secrets.
+struct CallLog {
+    started: Instant,
+    connection: Arc<Connection>,
+    path: String,
+    volume: Arc<Volume>,
+}
+
+impl CallLog {
+    fn new(connection: &Arc<Connection>, path: &str) -> Self {
+        let volume = Arc::new(Volume::default());
+        Self { started: Instant::now(), connection: connection.clone(), path: path.to_owned(), volume }
+    }
+
+    fn finished(&self, code: Code) {
+        let (service, method) = self.path.trim_start_matches('/').split_once('/').unwrap_or((&self.path, ""));
+        tracing::info!(
+            "grpc.service" = service,
+            "grpc.method" = method,
+            "grpc.code" = code_name(code),
+            "grpc.duration" = logging::duration(self.started.elapsed()),
+            "peer.address" = self.connection.peer.map(|peer| peer.to_string()),
+            "grpc.request.bytes" = self.volume.received(),
+            "grpc.response.bytes" = self.volume.sent(),
+            "finished call"
+        );
     }
 }
 

@@ -28,6 +28,7 @@ pub mod discovery;
 pub mod endpoint;
 pub mod endpoints;
 pub mod health;
+mod last_words;
 pub mod pages;
 mod tonic_service;
 
@@ -233,8 +234,12 @@ impl Upstream {
 
     /// Returns when this endpoint is sick and an untried one is not.
     async fn better_elsewhere(&self, caller: &Caller, endpoint: &Endpoint, tried: &[Arc<Endpoint>]) {
-        // Nearly every call is over by then, and has not paid for watching.
+        // Nearly every call is over by then, and has not paid for watching, in time or in the size of its task.
         tokio::time::sleep(PATIENCE_BEFORE_WATCHING).await;
+        Box::pin(self.watch_for_better(caller, endpoint, tried)).await;
+    }
+
+    async fn watch_for_better(&self, caller: &Caller, endpoint: &Endpoint, tried: &[Arc<Endpoint>]) {
         let (mut state, mut serving) = (endpoint.watch_state(), self.endpoints.watch_serving());
         loop {
             serving.borrow_and_update();

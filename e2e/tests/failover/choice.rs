@@ -17,6 +17,9 @@ const CLIENTS: usize = 6;
 async fn a_client_keeps_to_one_member_and_never_reads_backwards_and_clients_use_all_members() {
     let etcd = Etcd::builder().members(3).start();
     let proxy = Proxy::start(&etcd.endpoints());
+    for _ in 0..3 {
+        proxy.expect_log("endpoint is serving");
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let (writing, writer_channel) = (stop.clone(), channel(&proxy).await);
     let writer = tokio::spawn(async move {

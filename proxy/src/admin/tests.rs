@@ -54,6 +54,7 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         leases: Leases::default(),
         health: Health::new(endpoints.clone(), drain.clone()),
         metrics,
+        logs_calls: false,
     });
     let watched = Arc::new(Watched { drain, server_tls: None, client_tls: None, profiles });
     let admin = |place| Admin::new(watched.clone(), router.clone(), place);

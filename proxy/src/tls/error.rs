@@ -7,7 +7,7 @@ use super::Role;
 /// One refusal. The texts that etcd's own tests and people's scripts match on are etcd's, word for word.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
-    #[error("cannot read the {role} {}: {found}; {wanted}", .path.display())]
+    #[error("open {}: {found}: the {role} cannot be read; {wanted}", .path.display())]
     Read { role: Role, path: PathBuf, found: String, wanted: String },
     #[error("the {role} {} {found}; {wanted}", .path.display())]
     Content { role: Role, path: PathBuf, found: String, wanted: String },

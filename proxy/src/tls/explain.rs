@@ -85,6 +85,11 @@ fn explain_certificate(peer: Peer, error: &CertificateError) -> String {
         CertificateError::UnknownIssuer => {
             format!("the certificate of {name} is not of a CA in {}", peer.authorities_flag())
         }
+        // What a CA that was made anew under its old name leads to.
+        CertificateError::BadSignature => format!(
+            "the certificate of {name} is signed by another CA of the same name as the one in {}",
+            peer.authorities_flag()
+        ),
         CertificateError::ExpiredContext { not_after, .. } => {
             format!("the certificate of {name} expired on {}", date(*not_after))
         }

@@ -16,6 +16,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::authorities::Authorities;
 use super::{Error, Role, identity};
+use crate::go;
 
 /// The system's bundle of all public CAs has half a megabyte; more than this is some other file.
 const MAX_PEM_BYTES: u64 = 8 << 20;
@@ -44,7 +45,7 @@ pub(super) fn read(role: Role, path: &Path) -> Result<Vec<u8>, Error> {
         found,
         wanted: format!("a readable file with {} is needed", wanted(role)),
     };
-    let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
+    let metadata = std::fs::metadata(path).map_err(|error| refuse(go::io_error(&error)))?;
     if metadata.is_dir() {
         return Err(refuse("it is a directory".to_string()));
     }
@@ -55,7 +56,7 @@ pub(super) fn read(role: Role, path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-        .map_err(|error| refuse(error.to_string()))?;
+        .map_err(|error| refuse(go::io_error(&error)))?;
     if bytes.len() as u64 > limit {
         return Err(refuse(format!("it is larger than {} MiB", limit >> 20)));
     }

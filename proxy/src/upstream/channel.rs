@@ -25,8 +25,11 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::endpoint::{Address, Endpoint, Security, State};
-use crate::tls::{self, ClientTls};
+use super::{
+    endpoint::{Address, Endpoint, Security, State},
+    last_words::LastWords,
+};
+use crate::tls::{self, ClientTls, Peer};
 
 /// How connections to etcd are made and kept.
 #[derive(Clone)]
@@ -77,7 +80,7 @@ pub enum DialError {
     Connect { address: Address, source: io::Error },
     #[error("dial {address}: no connection within {DIAL_TIMEOUT:?}")]
     Timeout { address: Address },
-    #[error("dial {address}: authentication handshake failed: {source}")]
+    #[error("dial {address}: authentication handshake failed: {}", tls::explain(Peer::Etcd, source))]
     Tls { address: Address, source: io::Error },
     #[error("dial {address}: {source}")]
     Http2 { address: Address, source: h2::Error },
@@ -342,7 +345,8 @@ async fn socket(config: &Config, endpoint: &Endpoint, protocol: Protocol) -> Res
             );
             let server_name = name.map_err(|source| DialError::Tls { address: address(), source })?;
             let handshake = tokio_rustls::TlsConnector::from(tls).connect(server_name, socket).await;
-            Ok(Box::new(handshake.map_err(|source| DialError::Tls { address: address(), source })?))
+            let stream = handshake.map_err(|source| DialError::Tls { address: address(), source })?;
+            Ok(Box::new(LastWords::new(stream)))
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::{
     Upstream,
     endpoint::{Endpoint, State},
+    endpoints::Endpoints,
 };
 use crate::rules::{
     caller::Caller,
@@ -49,6 +50,17 @@ pub async fn run(upstream: Upstream, config: Config) {
             return;
         }
     }
+}
+
+/// Waits until each endpoint has been found well or sick, but no longer than this.
+pub async fn first_look(endpoints: &Endpoints, patience: Duration) {
+    let list = endpoints.list();
+    let looks = list.iter().map(|endpoint| async {
+        // It fails only for an endpoint that is gone, and then there is nothing to wait for.
+        let _ = endpoint.watch_state().wait_for(|state| *state != State::Untried).await;
+    });
+    // Whoever has not answered by then is found out later.
+    let _ = tokio::time::timeout(patience, futures_util::future::join_all(looks)).await;
 }
 
 /// The task that asks one endpoint; ends with its owner.

@@ -99,7 +99,7 @@ fn a_file_that_cannot_be_read_is_refused() {
         let good = Good::new();
         std::fs::remove_file(good.files.path(name)).expect("the file is there");
         let refusal = good.load().expect_err("the file is missing").to_string();
-        assert!(refusal.contains(name) && refusal.contains("No such file"), "{refusal}");
+        assert!(refusal.contains(name) && refusal.contains("no such file"), "{refusal}");
         std::fs::create_dir(good.files.path(name)).expect("the folder can be written");
         let refusal = good.load().expect_err("a folder in its place").to_string();
         assert!(refusal.contains(name) && refusal.contains("it is a directory"), "{refusal}");

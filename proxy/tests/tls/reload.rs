@@ -143,7 +143,7 @@ fn the_return_of_the_content_in_use_clears_the_error() {
     let good = std::fs::read(files.path("server.key")).expect("the key is there");
     std::fs::remove_file(files.path("server.key")).expect("the key is there");
     assert!(sides.server.reload().is_some_and(|outcome| outcome.replaced.is_empty()));
-    assert!(sides.server_error("server.key").is_some_and(|error| error.contains("No such file")));
+    assert!(sides.server_error("server.key").is_some_and(|error| error.contains("no such file")));
     files.write("server.key", good);
     assert!(sides.server.reload().is_some_and(|outcome| outcome.failed.is_empty()));
     assert_eq!(sides.server_error("server.key"), None);
