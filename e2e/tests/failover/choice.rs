@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use etcd_proxy_e2e::{Etcd, Proxy, http};
 
-use super::load::{channel, header, put, range};
+use super::load::{channel, endpoints_are, header, put, range};
 
 /// Enough that a call to another member would show.
 const READS: usize = 150;
@@ -17,9 +17,7 @@ const CLIENTS: usize = 6;
 async fn a_client_keeps_to_one_member_and_never_reads_backwards_and_clients_use_all_members() {
     let etcd = Etcd::builder().members(3).start();
     let proxy = Proxy::start(&etcd.endpoints());
-    for _ in 0..3 {
-        proxy.expect_log("endpoint is serving");
-    }
+    endpoints_are(&proxy, 3, |line| line["msg"] == "endpoint is serving").await;
     let stop = Arc::new(AtomicBool::new(false));
     let (writing, writer_channel) = (stop.clone(), channel(&proxy).await);
     let writer = tokio::spawn(async move {
