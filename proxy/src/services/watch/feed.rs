@@ -394,6 +394,9 @@ impl Task {
         let Some(open) = stream.watches.get_mut(&response.watch_id) else { return };
         if response.canceled {
             let log = open.log.clone();
+            // A watch that etcd ended for a compaction still counts as one that lags, and while there is one, no
+            // progress is reported to anyone on the stream.
+            stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }));
             stream.forget(response.watch_id);
             self.open.retain(|upward| !Arc::ptr_eq(&upward.log, &log));
             let Response { header, compact_revision, cancel_reason, .. } = response;

@@ -39,8 +39,6 @@ const MAX_CATCH_UPS: usize = 64;
 /// How long a revision that some client was shown counts as "now" although the member that is asked is behind it. A
 /// member that lags longer is sick, and a store that was restored from a backup must not be waited for.
 const SEEN_WINDOW: Duration = Duration::from_secs(5);
-/// A first watch that begins at most this many revisions ago is opened there at once, without a catch-up.
-const RECENT_REVISIONS: i64 = 1000;
 
 /// What the logs of all ranges hold together at most, or soon after: 64 of them full at the default bound of one.
 const MAX_SHARED_LOG_BYTES: usize = 256 << 20;
@@ -201,10 +199,7 @@ impl Hub {
         if wanted.range.is_empty() || wanted.start_revision < 0 {
             return Err(self.refuse(feed, wanted).await);
         }
-        let recent = wanted.start_revision.saturating_add(RECENT_REVISIONS) >= seen;
-        let open_at = if recent { wanted.start_revision } else { 0 };
-        let (live, is_new) =
-            feed.log(wanted, open_at, || Log::within(self.config.max_log_bytes, open_at, &self.budget));
+        let (live, is_new) = feed.log(wanted, || Log::within(self.config.max_log_bytes, 0, &self.budget));
         let mut opened = live.log.opened().await.ok_or(JoinError::Lost)?;
         if !is_new && opened.is_ok() {
             self.metrics.watch_joins.inc();
@@ -297,7 +292,11 @@ impl LiveFeed {
     }
 
     /// The shared log of a range, and whether it is just being opened for this caller.
-    fn log(self: &Arc<Self>, wanted: &Wanted, open_at: i64, make: impl FnOnce() -> Arc<Log>) -> (LogUse, bool) {
+    ///
+    /// It always begins now, whatever the caller wants to see before or after. etcd may answer a request for progress
+    /// that was sent before a create after that create's answer: only of a watch from now is such an answer true all
+    /// the same. And etcd reports no progress at all on a stream that has a watch of the future.
+    fn log(self: &Arc<Self>, wanted: &Wanted, make: impl FnOnce() -> Arc<Log>) -> (LogUse, bool) {
         let key = LogKey { range: wanted.range.clone(), prev_kv: wanted.prev_kv };
         let mut logs = self.lock();
         if let Some(shared) = logs.get_mut(&key).filter(|shared| !shared.log.has_ended()) {
@@ -307,7 +306,7 @@ impl LiveFeed {
         let log = make();
         logs.insert(key.clone(), Shared { log: log.clone(), uses: 1 });
         let LogKey { range, prev_kv } = key.clone();
-        self.feed.send(Command::Open(Upward { log: log.clone(), range, prev_kv, start_revision: open_at }));
+        self.feed.send(Command::Open(Upward { log: log.clone(), range, prev_kv, start_revision: 0 }));
         (LogUse { feed: self.clone(), log, key }, true)
     }
 

@@ -36,6 +36,8 @@ use crate::{
     },
 };
 
+/// Ids of one client, up to which those are kept that it has not cancelled though their watches have ended.
+const MAX_ENDED_IDS: usize = 10_000;
 /// Bytes that are made ready for one client before its window is asked for more.
 const OUT_HIGH_WATER: usize = 64 * 1024;
 /// Requests of one client that wait for etcd; further ones are left unread until then.
@@ -268,6 +270,7 @@ impl Session {
         // etcd says nothing about an id that it does not know.
         let Some(key) = self.ids.get(&watch_id).copied() else { return };
         self.remove(key);
+        self.ids.remove(&watch_id);
         let header = ResponseHeader { revision: self.last_header.revision.max(self.hub.seen()), ..self.last_header };
         self.say(WatchResponse { header: Some(header), watch_id, canceled: true, ..WatchResponse::default() });
     }
@@ -348,6 +351,10 @@ impl Session {
             Read::Ended(End::Canceled { header, compact_revision, reason }) => {
                 let watch_id = watch.cursor.watch_id;
                 self.remove(key);
+                // As at etcd, the id of a watch that a compaction ended is taken until the client cancels it.
+                if compact_revision != 0 && self.ids.len() < MAX_ENDED_IDS {
+                    self.ids.insert(watch_id, key);
+                }
                 self.say(WatchResponse {
                     header: Some(header),
                     watch_id,
