@@ -372,15 +372,17 @@ impl Collected {
         code_of(&self.trailers).unwrap_or(Code::Unknown)
     }
 
+    /// Whether it ended as gRPC calls end: with a status, and with a message if that is OK.
+    pub fn is_grpc(&self) -> bool {
+        code_of(&self.trailers).is_some_and(|code| code != Code::Ok || self.message.is_some())
+    }
+
     /// The message, or the status with which the call failed.
     pub fn into_message(self) -> Result<Bytes, Status> {
         match (self.code(), self.message) {
             (Code::Ok, Some(message)) => Ok(message),
             (Code::Ok, None) => Err(status::unreadable_answer("no message")),
-            _ => {
-                Err(Status::from_header_map(&self.trailers)
-                    .unwrap_or_else(|| Status::unknown("no status in the answer")))
-            }
+            _ => Err(status::of_trailers(&self.trailers).unwrap_or_else(|| Status::unknown("no status in the answer"))),
         }
     }
 }

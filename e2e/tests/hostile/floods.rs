@@ -78,8 +78,8 @@ fn opening_and_resetting_streams_for_ever_is_refused_and_doing_so_in_bursts_is_n
     let (_etcd, mut proxy) = proxied(&[]);
     let burst = |first: u32, count: u32| -> Vec<u8> {
         let opened = (0..count).flat_map(|number| wire::call(first + 2 * number, RANGE, RANGE_KEY));
-        let reset = (0..count)
-            .flat_map(|number| wire::frame(wire::RST_STREAM, 0, first + 2 * number, &8_u32.to_be_bytes()));
+        let reset =
+            (0..count).flat_map(|number| wire::frame(wire::RST_STREAM, 0, first + 2 * number, &8_u32.to_be_bytes()));
         opened.chain(reset).collect()
     };
     // A Go program whose context ends cancels all that it has open.

@@ -6,6 +6,10 @@ use etcd_proxy_e2e::{Etcd, Proxy};
 
 mod drain;
 mod floods;
+mod messages;
+mod stderr;
+mod upstreams;
+mod watches;
 mod wire;
 
 /// What the proxy may need in memory whatever is done to it by one client.
@@ -16,8 +20,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// An etcd with one key, and our proxy in front of it.
 fn proxied(flags: &[&str]) -> (Etcd, Proxy) {
     let etcd = Etcd::start();
-    etcd.etcdctl().ok(&["put", "key", "value"]);
     let proxy = Proxy::builder().flag(format!("--endpoints={}", etcd.endpoints())).flags(flags.iter().copied()).start();
+    // Through the proxy, so that it is where a namespace puts it.
+    proxy.etcdctl().ok(&["put", "key", "value"]);
     (etcd, proxy)
 }
 

@@ -56,7 +56,8 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 pub fn settings(values: &[(u16, u32)]) -> Vec<u8> {
-    let payload: Vec<u8> = values.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
+    let payload: Vec<u8> =
+        values.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
     frame(SETTINGS, 0, 0, &payload)
 }
 
@@ -121,6 +122,19 @@ impl Client {
         Client { socket, received: Vec::new() }
     }
 
+    /// The other end of a connection that was accepted.
+    pub fn accepted(socket: TcpStream) -> Client {
+        socket.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        Client { socket, received: Vec::new() }
+    }
+
+    /// Reads what every HTTP/2 client says first. Says whether it came.
+    pub fn expect_preface(&mut self) -> bool {
+        let mut preface = [0; 24];
+        self.socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        self.socket.read_exact(&mut preface).is_ok()
+    }
+
     /// A connection that is ready for calls.
     pub fn start(address: &str, values: &[(u16, u32)]) -> Client {
         let mut client = Client::connect(address);
@@ -164,7 +178,9 @@ impl Client {
             match self.socket.read(&mut chunk) {
                 Ok(0) => return Heard::Closed,
                 Ok(read) => self.received.extend_from_slice(&chunk[..read]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Heard::Silence,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Heard::Silence;
+                }
                 Err(_) => return Heard::Closed,
             }
         }
@@ -212,10 +228,13 @@ impl Client {
             match self.hear(PATIENCE) {
                 Heard::Frame(frame)
                     if frame.stream == stream
-                        && (frame.kind == RST_STREAM
-                            || (frame.kind <= HEADERS && frame.flags & END_STREAM != 0)) =>
+                        && (frame.kind == RST_STREAM || (frame.kind <= HEADERS && frame.flags & END_STREAM != 0)) =>
                 {
                     return frame;
+                }
+                // A farewell without a fault lets what is open go on.
+                Heard::Frame(frame) if frame.kind == GOAWAY && frame.payload.get(4..8) != Some(&[0; 4]) => {
+                    panic!("stream {stream} does not end: {frame:?}")
                 }
                 Heard::Frame(_) => (),
                 other => panic!("stream {stream} does not end: {other:?}"),

@@ -2,8 +2,30 @@
 //!
 //! etcd's clients match on the text of an error, so the text is part of the API.
 
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use http::{HeaderMap, HeaderValue};
 pub use tonic::{Code, Status};
+
+/// The status in a server's trailers. Details that cannot be read are left out: tonic takes them for a defect of its own.
+pub fn of_trailers(trailers: &HeaderMap) -> Option<Status> {
+    let Some(details) = trailers.get(DETAILS) else { return Status::from_header_map(trailers) };
+    if EITHER_PADDING.decode(details.as_bytes()).is_ok() {
+        return Status::from_header_map(trailers);
+    }
+    let mut readable = trailers.clone();
+    readable.remove(DETAILS);
+    Status::from_header_map(&readable)
+}
+
+const DETAILS: &str = "grpc-status-details-bin";
+/// gRPC's base64, with or without padding.
+const EITHER_PADDING: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// A request that is not the message that the RPC takes.
 pub fn malformed(what: impl std::fmt::Display) -> Status {
@@ -216,7 +238,20 @@ mod tests {
             let trailers = trailers(&Status::internal(words));
             assert_eq!(trailers["grpc-message"], spelled);
             assert_eq!(trailers["grpc-status"], "13");
-            assert_eq!(Status::from_header_map(&trailers).expect("a status").message(), words);
+            assert_eq!(of_trailers(&trailers).expect("a status").message(), words);
+        }
+    }
+
+    #[test]
+    fn details_that_are_no_base64_do_no_harm() {
+        for details in ["????", "a", "aGk", "aGk=", "a\u{ff}"] {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("5"));
+            trailers.insert("grpc-message", HeaderValue::from_static("lost%zz"));
+            let details = HeaderValue::from_bytes(details.as_bytes()).expect("a value");
+            trailers.insert(DETAILS, details);
+            let status = of_trailers(&trailers).expect("a status");
+            assert_eq!((status.code(), status.message()), (Code::NotFound, "lost%zz"));
         }
     }
 }

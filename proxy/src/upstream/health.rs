@@ -111,7 +111,15 @@ async fn ask(upstream: &Upstream, endpoint: &Arc<Endpoint>) -> State {
     caller.metadata.insert("hasleader", HeaderValue::from_static("true"));
     let answer = upstream.call_endpoint(endpoint, &caller, HEALTH_CHECK, framing::frame(&[])).await;
     let answered = match answer {
-        Ok(answer) => answer.collect(upstream.limits().max_answer).await.and_then(super::Collected::into_message),
+        Ok(answer) => match answer.collect(upstream.limits().max_answer).await {
+            Ok(collected) if !collected.is_grpc() => return State::NotServing,
+            Ok(collected) => collected.into_message(),
+            // A message that cannot be read: whatever speaks there, it is no etcd.
+            Err(status) if matches!(status.code(), Code::Internal | Code::ResourceExhausted) => {
+                return State::NotServing;
+            }
+            Err(status) => Err(status),
+        },
         Err(status) => Err(status),
     };
     judge(&answered)

@@ -208,7 +208,7 @@ async fn read(body: &mut Option<Body>) -> Option<Result<Bytes, Status>> {
 }
 
 fn status_of(trailers: &http::HeaderMap) -> StreamEnd {
-    StreamEnd::Status(Status::from_header_map(trailers).unwrap_or_else(|| status::broken("EOF")))
+    StreamEnd::Status(status::of_trailers(trailers).unwrap_or_else(|| status::broken("EOF")))
 }
 
 async fn end_of(body: &mut Option<Body>, endpoint: Arc<Endpoint>) -> StreamEnd {

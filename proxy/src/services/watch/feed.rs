@@ -507,7 +507,7 @@ impl Task {
     }
 
     fn judge_end(&self, headers: &http::HeaderMap) -> StreamEnd {
-        let status = Status::from_header_map(headers).unwrap_or_else(|| status::broken("EOF"));
+        let status = status::of_trailers(headers).unwrap_or_else(|| status::broken("EOF"));
         match status.code() {
             Code::Unavailable
             | Code::Internal
