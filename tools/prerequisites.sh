@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sees to what the build needs beside Rust: a C compiler and make, which two
-# crates compile C with, and curl, which the demo shows HTTP with. Installs them
+# crates compile C with, curl, which the demo shows HTTP with, and openssl. Installs them
 # from Debian where it may, else says what to install. Go is seen to by build.sh.
 set -euo pipefail
 
@@ -8,6 +8,8 @@ packages=()
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
 command -v make >/dev/null || packages+=(make)
 command -v curl >/dev/null || packages+=(curl)
+# The TLS tests speak to the proxy with a client that is not rustls.
+command -v openssl >/dev/null || packages+=(openssl)
 # With `ip`, etcd's suites run several tests at a time; without, one.
 command -v ip >/dev/null || [[ $(id -u) != 0 ]] || packages+=(iproute2)
 
