@@ -194,7 +194,9 @@ impl Requests {
     /// etcd takes gzip and nothing else, and refuses a request that may be compressed otherwise though it is not.
     fn check_encoding(&self) -> Result<(), Status> {
         match &self.encoding {
-            Some(encoding) if encoding != GZIP => Err(status::compressed(&String::from_utf8_lossy(encoding.as_bytes()))),
+            Some(encoding) if encoding != GZIP => {
+                Err(status::compressed(&String::from_utf8_lossy(encoding.as_bytes())))
+            }
             _ => Ok(()),
         }
     }

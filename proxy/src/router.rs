@@ -101,8 +101,7 @@ impl Router {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
             Lane::LeaseLeases => {
-                let answer =
-                    |request| self.leases.list(&self.upstream, &self.namespace, &caller, method, request);
+                let answer = |request| self.leases.list(&self.upstream, &self.namespace, &caller, method, request);
                 Box::pin(calls::answer(answer, requests, replies, deadline)).await
             }
             Lane::MemberList => {

@@ -5,8 +5,9 @@ use etcd_proxy_proto::authpb::{Permission, UserAddOptions};
 use etcd_proxy_proto::etcdserverpb::{
     AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGetRequest,
     AuthRoleGrantPermissionRequest, AuthRoleListRequest, AuthRoleRevokePermissionRequest, AuthStatusRequest,
-    AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGetRequest, AuthUserGrantRoleRequest,
-    AuthUserListRequest, AuthUserRevokeRoleRequest, AuthenticateRequest, LeaseGrantRequest, PutRequest,
+    AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGetRequest,
+    AuthUserGrantRoleRequest, AuthUserListRequest, AuthUserRevokeRoleRequest, AuthenticateRequest, LeaseGrantRequest,
+    PutRequest,
 };
 
 use crate::callers;
@@ -27,7 +28,8 @@ pub async fn script(side: Side) {
         if lease != 0 {
             side.call("grant", LEASE_GRANT, LeaseGrantRequest { ttl: 600, id: lease }).await;
         }
-        side.call("put", PUT, PutRequest { key: key.into(), value: "before".into(), lease, ..Default::default() }).await;
+        side.call("put", PUT, PutRequest { key: key.into(), value: "before".into(), lease, ..Default::default() })
+            .await;
     }
     users(&side).await;
     roles(&side).await;
@@ -54,7 +56,12 @@ async fn users(side: &Side) {
     side.call("add a user without a password", USER_ADD, user("empty", "")).await;
     let without = AuthUserAddRequest { options: Some(UserAddOptions { no_password: true }), ..user("nobody", "") };
     side.call("add a user who shall have none", USER_ADD, without.clone()).await;
-    side.call("and one who has one all the same", USER_ADD, AuthUserAddRequest { name: "x".into(), password: "x".into(), ..without }).await;
+    side.call(
+        "and one who has one all the same",
+        USER_ADD,
+        AuthUserAddRequest { name: "x".into(), password: "x".into(), ..without },
+    )
+    .await;
     let hashed = AuthUserAddRequest { hashed_password: "bm8gaGFzaA==".into(), ..user("hashed", "") };
     side.call("add a user by a hash", USER_ADD, hashed).await;
     for name in ["alice", "nothing", ""] {
@@ -108,7 +115,8 @@ async fn roles(side: &Side) {
         })
         .await;
     }
-    for (role, key, end) in [("spare", "x", "\0"), ("spare", "x", ""), ("nothing", "x", ""), ("reader", "nothing", "")] {
+    for (role, key, end) in [("spare", "x", "\0"), ("spare", "x", ""), ("nothing", "x", ""), ("reader", "nothing", "")]
+    {
         let (key_bytes, range_end) = (side.key_in_etcd(key), side.end_in_etcd(end));
         let request = AuthRoleRevokePermissionRequest { role: role.into(), key: key_bytes, range_end };
         side.call(&format!("revoke from {role} {key:?} to {end:?}"), ROLE_REVOKE_PERMISSION, request).await;
@@ -148,7 +156,9 @@ async fn enable(side: &Side) {
     side.call("enable", AUTH_ENABLE, AuthEnableRequest {}).await;
     side.call("enable twice", AUTH_ENABLE, AuthEnableRequest {}).await;
     side.call("auth is on", AUTH_STATUS, AuthStatusRequest {}).await;
-    for (name, password) in [("root", "wrong"), ("root", ""), ("nothing", "x"), ("", ""), ("nobody", ""), ("nobody", "x"), ("hashed", "x")] {
+    for (name, password) in
+        [("root", "wrong"), ("root", ""), ("nothing", "x"), ("", ""), ("nobody", ""), ("nobody", "x"), ("hashed", "x")]
+    {
         side.call(&format!("authenticate {name:?} with {password:?}"), AUTHENTICATE, credentials(name, password)).await;
     }
     let hide = |answer: &mut etcd_proxy_proto::etcdserverpb::AuthenticateResponse| answer.token = "a token".into();

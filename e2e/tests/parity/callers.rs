@@ -1,13 +1,15 @@
 //! What a caller tries when auth is on: one call of each kind on keys that it may and may not touch.
 
 use etcd_proxy_proto::etcdserverpb::{
-    AlarmRequest, AuthRoleGetRequest, AuthStatusRequest, AuthUserGetRequest, AuthUserListRequest, Compare, CompactionRequest,
-    DefragmentRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberListRequest, MemberRemoveRequest, MoveLeaderRequest, PutRequest,
-    RangeRequest, RequestOp, SnapshotRequest, TxnRequest, WatchCreateRequest, WatchRequest, compare::TargetUnion,
-    request_op::Request, watch_request::RequestUnion,
+    AlarmRequest, AuthRoleGetRequest, AuthStatusRequest, AuthUserGetRequest, AuthUserListRequest, CompactionRequest,
+    Compare, DefragmentRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
+    LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberListRequest, MemberRemoveRequest,
+    MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, TxnRequest, WatchCreateRequest,
+    WatchRequest, compare::TargetUnion, request_op::Request, watch_request::RequestUnion,
 };
-use etcd_proxy_proto::{v3electionpb::CampaignRequest, v3electionpb::LeaderRequest, v3lockpb::LockRequest, v3lockpb::UnlockRequest};
+use etcd_proxy_proto::{
+    v3electionpb::CampaignRequest, v3electionpb::LeaderRequest, v3lockpb::LockRequest, v3lockpb::UnlockRequest,
+};
 
 use crate::lease::hide;
 use crate::rpcs::{
@@ -51,7 +53,18 @@ pub async fn all(caller: &Side, root: &Side, who: &str, first_lease: i64) {
 }
 
 async fn keys(caller: &Side, who: &str) {
-    for (key, end) in [("a", ""), ("a", "b"), ("a", "c"), ("b", ""), ("rw/1", ""), ("w", ""), ("\0", "\0"), ("a", "\0"), ("", ""), ("c", "a")] {
+    for (key, end) in [
+        ("a", ""),
+        ("a", "b"),
+        ("a", "c"),
+        ("b", ""),
+        ("rw/1", ""),
+        ("w", ""),
+        ("\0", "\0"),
+        ("a", "\0"),
+        ("", ""),
+        ("c", "a"),
+    ] {
         let request = range(key, end);
         caller.call(&format!("{who}: range {key:?} to {end:?}"), RANGE, request.clone()).await;
         let serializable = RangeRequest { serializable: true, ..request.clone() };
@@ -87,9 +100,7 @@ async fn transactions(caller: &Side, who: &str) {
         target_union: Some(TargetUnion::Version(0)),
         ..Default::default()
     };
-    let nested = |request| {
-        op(Request::RequestTxn(TxnRequest { success: vec![op(request)], ..Default::default() }))
-    };
+    let nested = |request| op(Request::RequestTxn(TxnRequest { success: vec![op(request)], ..Default::default() }));
     for (case, txn) in [
         ("nothing", TxnRequest::default()),
         ("a compare that it may make", TxnRequest { compare: vec![compare("rw/1", "")], ..Default::default() }),
@@ -97,14 +108,29 @@ async fn transactions(caller: &Side, who: &str) {
         ("a compare of a range", TxnRequest { compare: vec![compare("a", "\0")], ..Default::default() }),
         ("a range", TxnRequest { success: vec![op(Request::RequestRange(range("rw/1", "")))], ..Default::default() }),
         ("a put", TxnRequest { success: vec![op(Request::RequestPut(put("rw/1", who)))], ..Default::default() }),
-        ("a put of w, which shows what was", TxnRequest {
-            success: vec![op(Request::RequestPut(PutRequest { prev_kv: true, ..put("w", who) }))],
-            ..Default::default()
-        }),
-        ("a branch not taken", TxnRequest { failure: vec![op(Request::RequestRange(range("b", "")))], ..Default::default() }),
-        ("a delete", TxnRequest { success: vec![op(Request::RequestDeleteRange(delete("b", "", false)))], ..Default::default() }),
-        ("a nested range", TxnRequest { success: vec![nested(Request::RequestRange(range("b", "")))], ..Default::default() }),
-        ("a nested put", TxnRequest { success: vec![nested(Request::RequestPut(put("rw/1", who)))], ..Default::default() }),
+        (
+            "a put of w, which shows what was",
+            TxnRequest {
+                success: vec![op(Request::RequestPut(PutRequest { prev_kv: true, ..put("w", who) }))],
+                ..Default::default()
+            },
+        ),
+        (
+            "a branch not taken",
+            TxnRequest { failure: vec![op(Request::RequestRange(range("b", "")))], ..Default::default() },
+        ),
+        (
+            "a delete",
+            TxnRequest { success: vec![op(Request::RequestDeleteRange(delete("b", "", false)))], ..Default::default() },
+        ),
+        (
+            "a nested range",
+            TxnRequest { success: vec![nested(Request::RequestRange(range("b", "")))], ..Default::default() },
+        ),
+        (
+            "a nested put",
+            TxnRequest { success: vec![nested(Request::RequestPut(put("rw/1", who)))], ..Default::default() },
+        ),
     ] {
         if !(who == "root" && case == "a delete") {
             caller.call(&format!("{who}: txn, {case}"), TXN, txn).await;
@@ -121,7 +147,9 @@ async fn leases(caller: &Side, who: &str, first: i64) {
         stream.rest(&format!("{who}: keep {lease} alive")).await;
         for keys in [false, true] {
             let request = LeaseTimeToLiveRequest { id: lease, keys };
-            caller.masked(&format!("{who}: time to live of {lease}, keys {keys}"), LEASE_TIME_TO_LIVE, request, hide).await;
+            caller
+                .masked(&format!("{who}: time to live of {lease}, keys {keys}"), LEASE_TIME_TO_LIVE, request, hide)
+                .await;
         }
     }
     caller.call(&format!("{who}: leases"), LEASE_LEASES, LeaseLeasesRequest {}).await;
@@ -135,12 +163,15 @@ async fn leases(caller: &Side, who: &str, first: i64) {
 }
 
 fn create(key: &str, end: &str) -> WatchRequest {
-    let request = WatchCreateRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() };
+    let request =
+        WatchCreateRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() };
     WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }
 }
 
 async fn watches(caller: &Side, root: &Side, who: &str) {
-    for (key, end) in [("a", ""), ("a", "b"), ("a", "c"), ("rw/1", ""), ("rw/", "rw0"), ("b", ""), ("", ""), ("\0", "\0"), ("c", "a")] {
+    for (key, end) in
+        [("a", ""), ("a", "b"), ("a", "c"), ("rw/1", ""), ("rw/", "rw0"), ("b", ""), ("", ""), ("\0", "\0"), ("c", "a")]
+    {
         let case = format!("{who}: watch {key:?} to {end:?}");
         let mut stream = caller.open(WATCH).await;
         stream.send(&create(key, end));
@@ -165,7 +196,9 @@ async fn locks(caller: &Side, who: &str, first: i64) {
     caller.call(&format!("{who}: grant for locks"), LEASE_GRANT, LeaseGrantRequest { ttl: 600, id: own }).await;
     for name in ["lock/l", "elsewhere"] {
         caller.call(&format!("{who}: lock {name}"), LOCK, LockRequest { name: name.into(), lease: own }).await;
-        caller.call(&format!("{who}: unlock {name}"), UNLOCK, UnlockRequest { key: format!("{name}/{own:x}").into() }).await;
+        caller
+            .call(&format!("{who}: unlock {name}"), UNLOCK, UnlockRequest { key: format!("{name}/{own:x}").into() })
+            .await;
     }
     for name in ["lock/e", "elsewhere"] {
         let request = CampaignRequest { name: name.into(), lease: own, value: "v".into() };
@@ -200,12 +233,13 @@ async fn maintenance(caller: &Side, who: &str) {
     }
     for role in ["reader", "writer", "root"] {
         let request = AuthRoleGetRequest { role: role.into() };
-        caller.masked(&format!("{who}: role {role}"), ROLE_GET, request, |answer| {
-            for permission in &mut answer.perm {
-                permission.key = caller.key_without_prefix(&permission.key);
-                permission.range_end = caller.key_without_prefix(&permission.range_end);
-            }
-        })
-        .await;
+        caller
+            .masked(&format!("{who}: role {role}"), ROLE_GET, request, |answer| {
+                for permission in &mut answer.perm {
+                    permission.key = caller.key_without_prefix(&permission.key);
+                    permission.range_end = caller.key_without_prefix(&permission.range_end);
+                }
+            })
+            .await;
     }
 }

@@ -84,10 +84,14 @@ async fn with_a_learner(side: &Side, own: u64, id: u64) {
     side.call("promote a learner that never started", MEMBER_PROMOTE, MemberPromoteRequest { id }).await;
     let taken = MemberUpdateRequest { id, peer_ur_ls: vec!["http://127.0.0.1:2380".to_owned()] };
     side.call("update a learner to a URL that is taken", MEMBER_UPDATE, taken).await;
-    let moved = MemberUpdateRequest { id, peer_ur_ls: vec!["http://127.0.0.1:5".to_owned(), "http://127.0.0.1:6".to_owned()] };
+    let moved =
+        MemberUpdateRequest { id, peer_ur_ls: vec!["http://127.0.0.1:5".to_owned(), "http://127.0.0.1:6".to_owned()] };
     side.masked("update a learner", MEMBER_UPDATE, moved, |answer| hide_learners(&mut answer.members)).await;
     side.call("remove the voter and leave the learner", MEMBER_REMOVE, MemberRemoveRequest { id: own }).await;
-    side.masked("remove the learner", MEMBER_REMOVE, MemberRemoveRequest { id }, |answer| hide_learners(&mut answer.members)).await;
+    side.masked("remove the learner", MEMBER_REMOVE, MemberRemoveRequest { id }, |answer| {
+        hide_learners(&mut answer.members)
+    })
+    .await;
     side.call("remove it twice", MEMBER_REMOVE, MemberRemoveRequest { id }).await;
     side.call("promote a removed one", MEMBER_PROMOTE, MemberPromoteRequest { id }).await;
 }

@@ -1,7 +1,9 @@
 //! Range and RangeStream: every kind of range, order, filter, limit and revision.
 
 use etcd_proxy_e2e::Version;
-use etcd_proxy_proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest};
+use etcd_proxy_proto::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest,
+};
 
 use crate::rpcs::{COMPACT, DELETE_RANGE, LEASE_GRANT, PUT, RANGE, RANGE_STREAM};
 use crate::side::Side;
@@ -50,7 +52,8 @@ async fn seed(side: &Side) {
         (b"\xc3\x28", "\u{1F980}", 0),
     ];
     for (key, value, lease) in puts {
-        let request = PutRequest { key: key.to_vec().into(), value: (*value).into(), lease: *lease, ..Default::default() };
+        let request =
+            PutRequest { key: key.to_vec().into(), value: (*value).into(), lease: *lease, ..Default::default() };
         side.call(&format!("put {:?}", String::from_utf8_lossy(key)), PUT, request).await;
     }
     side.call("delete", DELETE_RANGE, DeleteRangeRequest { key: "c".into(), ..Default::default() }).await;
@@ -97,7 +100,8 @@ async fn ranges(side: &Side) {
     ];
     for (key, end) in ranges {
         for (name, change) in changes {
-            let mut request = RangeRequest { key: key.to_vec().into(), range_end: end.to_vec().into(), ..Default::default() };
+            let mut request =
+                RangeRequest { key: key.to_vec().into(), range_end: end.to_vec().into(), ..Default::default() };
             change(&mut request);
             both(side, &format!("{} to {}, {name}", key.escape_ascii(), end.escape_ascii()), request).await;
         }
@@ -106,7 +110,8 @@ async fn ranges(side: &Side) {
 
 async fn orders(side: &Side) {
     // A target that is none ends the whole process of etcd 3.5.
-    let targets: &[i32] = if side.version == Version::V3_5 { &[0, 1, 2, 3, 4] } else { &[-1, 0, 1, 2, 3, 4, 5, i32::MIN] };
+    let targets: &[i32] =
+        if side.version == Version::V3_5 { &[0, 1, 2, 3, 4] } else { &[-1, 0, 1, 2, 3, 4, 5, i32::MIN] };
     for sort_order in [-1, 0, 1, 2, 3, i32::MAX] {
         for &sort_target in targets {
             for limit in [0, 2] {
@@ -136,7 +141,8 @@ async fn revision_filters(side: &Side) {
     }
     let request = RangeRequest { min_mod_revision: 9, max_mod_revision: 4, ..everything() };
     both(side, "a minimum above the maximum", request).await;
-    let request = RangeRequest { min_mod_revision: 3, max_create_revision: 12, sort_order: 2, sort_target: 3, ..everything() };
+    let request =
+        RangeRequest { min_mod_revision: 3, max_create_revision: 12, sort_order: 2, sort_target: 3, ..everything() };
     both(side, "filters and an order", request).await;
 }
 

@@ -8,9 +8,7 @@ use etcd_proxy_proto::etcdserverpb::{
     LeaseRevokeRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest, RangeRequest,
 };
 
-use crate::rpcs::{
-    LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_LEASES, LEASE_REVOKE, LEASE_TIME_TO_LIVE, PUT, RANGE,
-};
+use crate::rpcs::{LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_LEASES, LEASE_REVOKE, LEASE_TIME_TO_LIVE, PUT, RANGE};
 use crate::side::Side;
 use crate::wire::PATIENCE;
 
@@ -80,7 +78,8 @@ async fn keys(side: &Side) {
             side.masked(&format!("time to live of {id}, keys {keys}"), LEASE_TIME_TO_LIVE, request, hide).await;
         }
     }
-    side.call("a key moves to another lease", PUT, PutRequest { key: "k/1".into(), lease: -6, ..Default::default() }).await;
+    side.call("a key moves to another lease", PUT, PutRequest { key: "k/1".into(), lease: -6, ..Default::default() })
+        .await;
     side.call("a key leaves its lease", PUT, PutRequest { key: "k/2".into(), ..Default::default() }).await;
     for id in [5, -6] {
         let request = LeaseTimeToLiveRequest { id, keys: true };

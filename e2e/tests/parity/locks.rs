@@ -84,7 +84,8 @@ async fn locks(side: &Side) {
 async fn wait_for_keys(side: &Side, prefix: &str, count: i64) {
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().expect("a prefix is not empty") += 1;
-    let request = RangeRequest { key: prefix.to_owned().into(), range_end: end.into(), count_only: true, ..Default::default() };
+    let request =
+        RangeRequest { key: prefix.to_owned().into(), range_end: end.into(), count_only: true, ..Default::default() };
     let deadline = std::time::Instant::now() + crate::wire::PATIENCE;
     while side.fetch(RANGE, request.clone()).await.count != count {
         assert!(std::time::Instant::now() < deadline, "no {count} keys under {prefix}");
@@ -124,7 +125,10 @@ async fn elections(side: &Side) {
     waiting.half_close();
     wait_for_keys(side, "e/", 2).await;
     let impatient = side.with("grpc-timeout", "300m");
-    impatient.with_either_end_of_a_deadline().call("campaign until a deadline", CAMPAIGN, campaign("e", 4, "four")).await;
+    impatient
+        .with_either_end_of_a_deadline()
+        .call("campaign until a deadline", CAMPAIGN, campaign("e", 4, "four"))
+        .await;
 
     side.call("proclaim", PROCLAIM, proclaim(leader.clone(), "two")).await;
     observed.next("observe a proclamation").await;
@@ -136,9 +140,12 @@ async fn elections(side: &Side) {
     side.call("proclaim of another revision", PROCLAIM, proclaim(stranger.clone(), "x")).await;
     let without_lease = leader.clone().map(|leader| LeaderKey { lease: 99, ..leader });
     side.call("proclaim without a session", PROCLAIM, proclaim(without_lease.clone(), "x")).await;
-    for (case, leader) in
-        [("nobody", None), ("an empty leader", Some(LeaderKey::default())), ("another", stranger), ("no session", without_lease)]
-    {
+    for (case, leader) in [
+        ("nobody", None),
+        ("an empty leader", Some(LeaderKey::default())),
+        ("another", stranger),
+        ("no session", without_lease),
+    ] {
         side.call(&format!("resign: {case}"), RESIGN, ResignRequest { leader }).await;
     }
     side.call("resign", RESIGN, ResignRequest { leader: leader.clone() }).await;

@@ -14,6 +14,9 @@ mod rpcs;
 /// The three sides, and what they said.
 mod side;
 
+/// One call, message by message.
+mod stream;
+
 mod auth;
 mod callers;
 mod cluster;
@@ -22,6 +25,8 @@ mod lease;
 mod locks;
 mod maintenance;
 mod malformed;
+mod mixture;
+mod sharing;
 mod tokens;
 mod txn;
 mod watch;
@@ -53,5 +58,5 @@ macro_rules! chapters {
 
 /// The tests themselves, apart from the chapters so that their names are `of::<chapter>::parity_with_<version>`.
 mod of {
-    chapters!(auth, cluster, kv, lease, locks, maintenance, malformed, tokens, txn, watch, writes);
+    chapters!(auth, cluster, kv, lease, locks, maintenance, malformed, mixture, sharing, tokens, txn, watch, writes);
 }

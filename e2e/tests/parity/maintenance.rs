@@ -2,9 +2,9 @@
 
 use etcd_proxy_e2e::Version;
 use etcd_proxy_proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, CompactionRequest, DefragmentRequest, DeleteRangeRequest, DowngradeRequest, HashKvRequest, HashKvResponse,
-    HashRequest, LeaseGrantRequest, MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, StatusRequest,
-    StatusResponse, TxnRequest, request_op::Request,
+    AlarmRequest, AlarmResponse, CompactionRequest, DefragmentRequest, DeleteRangeRequest, DowngradeRequest,
+    HashKvRequest, HashKvResponse, HashRequest, LeaseGrantRequest, MoveLeaderRequest, PutRequest, RangeRequest,
+    RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest, request_op::Request,
 };
 
 use crate::rpcs::{
@@ -20,7 +20,8 @@ pub fn flags(_: Version) -> Vec<String> {
 pub async fn script(side: Side) {
     status(&side, "at first").await;
     for index in 0..20 {
-        let request = PutRequest { key: format!("k/{index}").into(), value: vec![7; 1000].into(), ..Default::default() };
+        let request =
+            PutRequest { key: format!("k/{index}").into(), value: vec![7; 1000].into(), ..Default::default() };
         side.fetch(PUT, request).await;
     }
     hashes(&side).await;

@@ -110,17 +110,32 @@ async fn frames(side: &Side) {
         let side = side.with_either_end_of_a_deadline();
         side.raw(&format!("{path}: no message"), path, &headers_for(path), &[], true).await;
         for cut in [1, 4, 5, 6] {
-            side.raw(&format!("{path}: {cut} bytes of a frame"), path, &headers_for(path), &[whole.slice(..cut)], true).await;
+            side.raw(&format!("{path}: {cut} bytes of a frame"), path, &headers_for(path), &[whole.slice(..cut)], true)
+                .await;
         }
         // grpc-go tells of a length over its limit with both numbers.
-        side.raw(&format!("{path}: a length of 4 GiB"), path, &headers_for(path), &[Bytes::from_static(b"\0\xff\xff\xff\xff")], true).await;
+        side.raw(
+            &format!("{path}: a length of 4 GiB"),
+            path,
+            &headers_for(path),
+            &[Bytes::from_static(b"\0\xff\xff\xff\xff")],
+            true,
+        )
+        .await;
         side.raw(&format!("{path}: a flag of 2"), path, &headers_for(path), &[flagged(2, &request)], true).await;
         side.raw(&format!("{path}: a flag of 255"), path, &headers_for(path), &[flagged(255, &request)], true).await;
     }
     for path in ["/etcdserverpb.KV/Range", "/etcdserverpb.KV/Compact", "/etcdserverpb.Lease/LeaseRevoke"] {
         let twice = [whole.clone(), whole.clone()];
         side.raw(&format!("{path}: two messages"), path, &grpc_headers(), &twice, true).await;
-        side.raw(&format!("{path}: a message and a half"), path, &grpc_headers(), &[whole.clone(), whole.slice(..7)], true).await;
+        side.raw(
+            &format!("{path}: a message and a half"),
+            path,
+            &grpc_headers(),
+            &[whole.clone(), whole.slice(..7)],
+            true,
+        )
+        .await;
     }
 }
 
@@ -131,7 +146,14 @@ async fn encodings(side: &Side) {
         let request = if path.contains(".KV/") { request.as_slice() } else { b"" };
         // The words for what does not inflate or decode are those of the library that tried.
         let side = side.with_either_end_of_a_deadline().with_any_message();
-        side.raw(&format!("{path}: compressed, nobody says how"), path, &headers_for(path), &[flagged(1, request)], true).await;
+        side.raw(
+            &format!("{path}: compressed, nobody says how"),
+            path,
+            &headers_for(path),
+            &[flagged(1, request)],
+            true,
+        )
+        .await;
         for encoding in ["identity", "gzip", "snappy", "none such"] {
             let headers = with(headers_for(path), "grpc-encoding", encoding);
             let compressed = [flagged(1, &gzip(request))];
@@ -148,7 +170,9 @@ async fn encodings(side: &Side) {
 
 async fn content_types(side: &Side) {
     let request = [frame(&RangeRequest { key: "k".into(), ..Default::default() }.encode_to_vec())];
-    for kind in ["application/grpc+proto", "application/grpc;charset=utf-8", "application/grpc+json", "application/grpc+none"] {
+    for kind in
+        ["application/grpc+proto", "application/grpc;charset=utf-8", "application/grpc+json", "application/grpc+none"]
+    {
         let headers = [("content-type", kind), ("te", "trailers")].map(|(name, value)| (name.to_owned(), value.into()));
         side.raw(&format!("content type {kind}"), RANGE.path, &headers, &request, true).await;
     }
@@ -163,7 +187,23 @@ async fn content_types(side: &Side) {
 
 async fn timeouts(side: &Side) {
     let request = [frame(&RangeRequest { key: "k".into(), ..Default::default() }.encode_to_vec())];
-    for timeout in ["10S", "1H", "5M", "10000m", "99999999u", "99999999n", "0S", "1n", "", "S", "10", "10X", "-1S", "1.5S", "999999999S"] {
+    for timeout in [
+        "10S",
+        "1H",
+        "5M",
+        "10000m",
+        "99999999u",
+        "99999999n",
+        "0S",
+        "1n",
+        "",
+        "S",
+        "10",
+        "10X",
+        "-1S",
+        "1.5S",
+        "999999999S",
+    ] {
         let headers = with(grpc_headers(), "grpc-timeout", timeout);
         // etcd refuses some of these as HTTP, too.
         let side = side.with_any_http_status().with_either_end_of_a_deadline();
@@ -172,7 +212,9 @@ async fn timeouts(side: &Side) {
     // The request never ends, so that only the timeout can end it.
     for path in LANES.into_iter().filter(|path| !path.ends_with("Observe")) {
         let headers = with(grpc_headers(), "grpc-timeout", "300m");
-        side.with_either_end_of_a_deadline().raw(&format!("{path}: a timeout while the request is unfinished"), path, &headers, &[], false).await;
+        side.with_either_end_of_a_deadline()
+            .raw(&format!("{path}: a timeout while the request is unfinished"), path, &headers, &[], false)
+            .await;
     }
 }
 
@@ -188,13 +230,18 @@ async fn metadata(side: &Side) {
     side.with("client-api-version", "3.7").call("client-api-version", RANGE, request.clone()).await;
     side.with("trace-bin", "bm90IGEgdHJhY2U").call("binary metadata", RANGE, request.clone()).await;
     let any_status = side.with_any_http_status();
-    any_status.with("trace-bin", "!!! no base64 !!!").call("binary metadata that is none", RANGE, request.clone()).await;
+    any_status
+        .with("trace-bin", "!!! no base64 !!!")
+        .call("binary metadata that is none", RANGE, request.clone())
+        .await;
     side.with("x-text", b"caf\xe9".to_vec()).call("metadata that is no ASCII", RANGE, request.clone()).await;
     side.with("grpc-tags-bin", "").call("empty metadata", RANGE, request.clone()).await;
     side.with("user-agent", "parity").call("user-agent", RANGE, request.clone()).await;
     // The proxy's own limit is a flag, and lower than the 16 MiB that etcd takes.
     for kib in [1, 8, 32] {
-        side.with("x-large", vec![b'x'; kib << 10]).call(&format!("{kib} KiB of metadata"), RANGE, request.clone()).await;
+        side.with("x-large", vec![b'x'; kib << 10])
+            .call(&format!("{kib} KiB of metadata"), RANGE, request.clone())
+            .await;
     }
     let many = (0..200).fold(side.clone(), |side, index| side.with(&format!("x-{index}"), "value"));
     many.call("two hundred headers", RANGE, request).await;

@@ -1,17 +1,17 @@
 //! The three sides that a script runs against, what each of them said, and the comparison.
 
-use std::fmt::{Debug, Write as _};
+use std::fmt::Write as _;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use etcd_proxy_e2e::{Etcd, Proxy, Version};
-use etcd_proxy_proto::etcdserverpb::WatchResponse;
 use http::HeaderMap;
 use prost::Message;
 
 use crate::rpcs::Rpc;
-use crate::wire::{Call, Item, Link, frame};
+use crate::stream::{Answer, Stream};
+use crate::wire::{Item, Link};
 
 /// What the namespaced side's keys begin with in etcd.
 pub const NAMESPACE: &str = "tenant/";
@@ -66,13 +66,6 @@ struct Entry {
     excused: bool,
 }
 
-/// A call whose messages a script sends and awaits one by one.
-pub struct Stream<Q, A> {
-    call: Call,
-    side: Side,
-    types: std::marker::PhantomData<fn(Q) -> A>,
-}
-
 /// Runs a script on three fresh etcds and fails with every case in which a way through the proxy was not as direct.
 pub fn compare<F, Fut>(version: Version, flags: Vec<String>, script: F)
 where
@@ -88,7 +81,17 @@ where
                 let parts = tokio::task::spawn_blocking(move || start(way, version, &flags)).await;
                 let parts = Arc::new(parts.expect("etcd and the proxy start"));
                 let link = Link::dial(parts.address()).await;
-                let side = Side { way, version, link, parts: parts.clone(), metadata: Vec::new(), excused: false, any_message: false, either_end: false, any_http_status: false };
+                let side = Side {
+                    way,
+                    version,
+                    link,
+                    parts: parts.clone(),
+                    metadata: Vec::new(),
+                    excused: false,
+                    any_message: false,
+                    either_end: false,
+                    any_http_status: false,
+                };
                 let ended = tokio::spawn(script(side)).await;
                 let transcript = std::mem::take(&mut *parts.lock());
                 // Held until the report, which panics, so that the logs of etcd and the proxy are shown.
@@ -129,7 +132,8 @@ fn report(version: Version, transcripts: Vec<Transcript>) {
     }
     assert!(!direct.is_empty(), "the script has no cases");
     // Silence is awaited long, and shows nothing that an answer to a later question would not show sooner.
-    let silent: Vec<&str> = direct.iter().filter(|entry| entry.said.contains(SILENCE)).map(|entry| &*entry.case).collect();
+    let silent: Vec<&str> =
+        direct.iter().filter(|entry| entry.said.contains(SILENCE)).map(|entry| &*entry.case).collect();
     assert!(silent.is_empty(), "etcd {version:?} itself says nothing: {silent:?}");
     let mut differences = String::new();
     let mut count = 0;
@@ -149,10 +153,12 @@ fn report(version: Version, transcripts: Vec<Transcript>) {
         if let Some((error, _)) = error {
             count += 1;
             let last = last(said);
-            write!(differences, "\n{way:?}: the script broke off: {error}, after {last}\n").expect("a String takes all");
+            write!(differences, "\n{way:?}: the script broke off: {error}, after {last}\n")
+                .expect("a String takes all");
         } else if said.len() != direct.len() {
             count += 1;
-            writeln!(differences, "\n{way:?}: {} cases instead of {}", said.len(), direct.len()).expect("a String takes all");
+            writeln!(differences, "\n{way:?}: {} cases instead of {}", said.len(), direct.len())
+                .expect("a String takes all");
         }
     }
     assert!(count == 0, "{count} of {} answers differ at etcd {version:?}{differences}", direct.len() * 2);
@@ -251,20 +257,20 @@ impl Side {
         mask: impl Fn(&mut A),
     ) -> Option<A> {
         let mut stream = self.open(rpc).await;
-        stream.call.send(frame(&request.encode_to_vec()), true);
+        stream.send_last(&request);
         stream.rest_masked(case, mask).await.into_iter().next()
     }
 
     /// Calls without recording, for what a script needs and does not examine.
     pub async fn fetch<Q: Message, A: Answer>(&self, rpc: Rpc<Q, A>, request: Q) -> A {
         let mut stream = self.open(rpc).await;
-        stream.call.send(frame(&request.encode_to_vec()), true);
+        stream.send_last(&request);
         let mut said = String::new();
-        while let Some(item) = stream.call.next().await {
+        while let Some(item) = stream.item().await {
             if let Item::Message { bytes, .. } = &item {
                 return A::decode(bytes.clone()).expect("etcd's answers decode");
             }
-            said += &stream.side.show(&item, |_: &mut A| ());
+            said += &self.show(&item, |_: &mut A| ());
         }
         panic!("no answer: {said}");
     }
@@ -274,7 +280,7 @@ impl Side {
         let mut headers = grpc_headers();
         headers.extend(self.metadata.iter().cloned());
         let call = self.link.begin(rpc.path, &headers).await;
-        Stream { call, side: self.clone(), types: std::marker::PhantomData }
+        Stream::new(call, self.clone())
     }
 
     /// Sends exactly these headers and bytes, and records all that comes of it.
@@ -293,9 +299,12 @@ impl Side {
         self.record(case, said);
     }
 
-    fn record(&self, case: &str, mut said: String) {
+    pub fn record(&self, case: &str, mut said: String) {
         // Headers that precede a failure without messages are sent with it or before it, as the server likes.
-        said = said.replace(" [content-type: application/grpc]\n    trailers [", ", and no more [content-type: application/grpc, ");
+        said = said.replace(
+            " [content-type: application/grpc]\n    trailers [",
+            ", and no more [content-type: application/grpc, ",
+        );
         if self.either_end && (said.contains("grpc-status: 4]") || said.contains("stream no longer needed")) {
             said = "    the deadline\n".to_owned();
         }
@@ -303,7 +312,7 @@ impl Side {
     }
 
     /// One line or two for a thing said, equal for equal things.
-    fn show<A: Answer>(&self, item: &Item, mask: impl Fn(&mut A)) -> String {
+    pub fn show<A: Answer>(&self, item: &Item, mask: impl Fn(&mut A)) -> String {
         match item {
             Item::Head { status, headers, last } => {
                 let last = if *last { ", and no more" } else { "" };
@@ -365,135 +374,11 @@ impl Side {
     }
 }
 
-impl<Q: Message, A: Answer> Stream<Q, A> {
-    pub fn send(&mut self, request: &Q) {
-        self.call.send(frame(&request.encode_to_vec()), false);
-    }
-
-    pub fn half_close(&mut self) {
-        self.call.send(Bytes::new(), true);
-    }
-
-    pub fn cancel(&mut self) {
-        self.call.cancel();
-    }
-
-    /// Awaits the next message and records what came, head or end included.
-    pub async fn next(&mut self, case: &str) -> Option<A> {
-        self.next_masked(case, |_| ()).await
-    }
-
-    pub async fn next_masked(&mut self, case: &str, mask: impl Fn(&mut A)) -> Option<A> {
-        let mut said = String::new();
-        let mut answer = None;
-        while let Some(item) = self.call.next().await {
-            said += &self.side.show(&item, &mask);
-            if let Item::Message { bytes, .. } = item {
-                answer = A::decode(bytes).ok();
-                break;
-            }
-        }
-        self.side.record(case, said);
-        answer
-    }
-
-    /// Awaits so many messages and records them in no order, for what a server does in the order of a map.
-    pub async fn several(&mut self, case: &str, count: usize) {
-        let mut said = Vec::new();
-        while said.len() < count {
-            let Some(item) = self.call.next().await else { break };
-            let message = matches!(item, Item::Message { .. });
-            said.push(self.side.show(&item, |_: &mut A| ()));
-            if !message {
-                break;
-            }
-        }
-        said.sort();
-        self.side.record(case, said.concat());
-    }
-
-    /// Awaits a message that is not recorded.
-    pub async fn fetch(&mut self) -> A {
-        match self.call.next().await {
-            Some(Item::Message { bytes, .. }) => A::decode(bytes).expect("etcd's answers decode"),
-            other => panic!("no message but {other:?}"),
-        }
-    }
-
-    /// Sends a message that no type describes.
-    pub fn send_raw(&mut self, message: &[u8]) {
-        self.call.send(frame(message), false);
-    }
-
-    /// Records everything up to the end of the stream, and returns the messages.
-    pub async fn rest(&mut self, case: &str) -> Vec<A> {
-        self.rest_masked(case, |_| ()).await
-    }
-
-    /// The same, recording only how the stream ends.
-    pub async fn rest_unseen(&mut self, case: &str) -> Vec<A> {
-        let mut answers = Vec::new();
-        let mut said = String::new();
-        while let Some(item) = self.call.next().await {
-            match item {
-                Item::Message { bytes, .. } => answers.extend(A::decode(bytes).ok()),
-                other => said += &self.side.show(&other, |_: &mut A| ()),
-            }
-        }
-        self.side.record(case, said);
-        answers
-    }
-
-    async fn rest_masked(&mut self, case: &str, mask: impl Fn(&mut A)) -> Vec<A> {
-        let mut said = String::new();
-        let mut answers = Vec::new();
-        while let Some(item) = self.call.next().await {
-            said += &self.side.show(&item, &mask);
-            if let Item::Message { bytes, .. } = item {
-                answers.extend(A::decode(bytes).ok());
-            }
-        }
-        self.side.record(case, said);
-        answers
-    }
-}
-
-impl<Q> Stream<Q, WatchResponse> {
-    /// Awaits so many events and records them one by one, whatever messages they came in. Messages that carry what they
-    /// must not are recorded as they are.
-    pub async fn events(&mut self, case: &str, count: usize) {
-        let (mut said, mut seen, mut open) = (String::new(), 0, false);
-        while seen < count || open {
-            let item = self.call.next().await;
-            let Some(Item::Message { bytes, .. }) = &item else {
-                said += &format!("    {item:?}\n");
-                break;
-            };
-            let mut answer = WatchResponse::decode(bytes.clone()).expect("etcd's answers decode");
-            let header = answer.header.take().expect("etcd's answers have a header");
-            seen += answer.events.len();
-            open = std::mem::take(&mut answer.fragment);
-            let newest = answer.events.last().and_then(|event| event.kv.as_ref()).map_or(0, |kv| kv.mod_revision);
-            if answer.events.is_empty() || header.revision < newest {
-                said += &format!("    of revision {}: {answer:?}\n", header.revision);
-            }
-            let (cluster, member, term) = (header.cluster_id, header.member_id, header.raft_term);
-            for event in std::mem::take(&mut answer.events) {
-                let bytes = show_bytes(&event.encode_to_vec().into());
-                said += &format!("    from {cluster:x} {member:x} {term}, {answer:?}: {bytes}\n");
-            }
-        }
-        self.side.record(case, said);
-    }
-}
-
-/// What a message must be to be received and shown.
-pub trait Answer: Message + Default + Debug {}
-impl<A: Message + Default + Debug> Answer for A {}
-
 /// What every gRPC client sends.
 pub fn grpc_headers() -> Vec<(String, Vec<u8>)> {
-    [("content-type", "application/grpc"), ("te", "trailers")].map(|(name, value)| (name.to_owned(), value.into())).into()
+    [("content-type", "application/grpc"), ("te", "trailers")]
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .into()
 }
 
 fn gunzip(bytes: &[u8]) -> Option<Bytes> {
@@ -502,11 +387,13 @@ fn gunzip(bytes: &[u8]) -> Option<Bytes> {
     Some(inflated.into())
 }
 
-fn show_bytes(bytes: &Bytes) -> String {
+pub fn show_bytes(bytes: &Bytes) -> String {
     if bytes.len() <= SHOWN_BYTES {
         return bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     }
     // FNV-1a: whatever tells long messages apart.
-    let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let sum = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("with checksum {sum:016x}")
 }

@@ -2,8 +2,8 @@
 
 use etcd_proxy_e2e::Version;
 use etcd_proxy_proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, compare::TargetUnion,
-    request_op::Request,
+    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    compare::TargetUnion, request_op::Request,
 };
 
 use crate::rpcs::{LEASE_GRANT, PUT, RANGE, TXN};
@@ -36,7 +36,9 @@ async fn compares(side: &Side) {
         TargetUnion::Value("3".into()),
         TargetUnion::Lease(7),
     ];
-    for (key, end) in [("b", ""), ("nothing", ""), ("a", "c"), ("b", "\0"), ("\0", "\0"), ("z", "\0"), ("c", "a"), ("", "")] {
+    for (key, end) in
+        [("b", ""), ("nothing", ""), ("a", "c"), ("b", "\0"), ("\0", "\0"), ("z", "\0"), ("c", "a"), ("", "")]
+    {
         for target in [0, 1, 2, 3, 4, 5, -1] {
             for result in [0, 1, 2, 3, 4, -1] {
                 let target_union = usize::try_from(target).ok().and_then(|index| values.get(index).cloned());
@@ -61,9 +63,11 @@ async fn compares(side: &Side) {
         target_union: Some(TargetUnion::Version(version)),
         ..Default::default()
     };
-    let both = TxnRequest { compare: vec![equal("a", 1), equal("b", 2)], success: vec![range("a")], ..Default::default() };
+    let both =
+        TxnRequest { compare: vec![equal("a", 1), equal("b", 2)], success: vec![range("a")], ..Default::default() };
     side.call("two compares that hold", TXN, both).await;
-    let one = TxnRequest { compare: vec![equal("a", 1), equal("b", 1)], failure: vec![range("b")], ..Default::default() };
+    let one =
+        TxnRequest { compare: vec![equal("a", 1), equal("b", 1)], failure: vec![range("b")], ..Default::default() };
     side.call("two compares of which one holds", TXN, one).await;
 }
 
@@ -89,7 +93,12 @@ async fn operations(side: &Side) {
     let success = vec![
         op(Request::RequestPut(PutRequest { key: "p".into(), value: "1".into(), prev_kv: true, ..Default::default() })),
         range("p"),
-        op(Request::RequestPut(PutRequest { key: "b".into(), ignore_value: true, prev_kv: true, ..Default::default() })),
+        op(Request::RequestPut(PutRequest {
+            key: "b".into(),
+            ignore_value: true,
+            prev_kv: true,
+            ..Default::default()
+        })),
         op(Request::RequestPut(PutRequest { key: "a".into(), value: "l".into(), lease: 7, ..Default::default() })),
         delete("b/", "b0", true),
         delete("nothing", "", true),
@@ -97,7 +106,12 @@ async fn operations(side: &Side) {
     ];
     side.call("puts, deletes and ranges in one", TXN, TxnRequest { success, ..Default::default() }).await;
     let failure = vec![put("q", "1"), delete("q2", "\0", false)];
-    let compare = vec![Compare { key: "nothing".into(), target: 0, target_union: Some(TargetUnion::Version(1)), ..Default::default() }];
+    let compare = vec![Compare {
+        key: "nothing".into(),
+        target: 0,
+        target_union: Some(TargetUnion::Version(1)),
+        ..Default::default()
+    }];
     side.call("the failure branch writes", TXN, TxnRequest { compare, failure, ..Default::default() }).await;
 }
 
@@ -136,8 +150,14 @@ async fn refusals(side: &Side) {
         ("an ignored value of no key", vec![ignore("no such key", "", 0, true, false)]),
         ("an ignored lease of no key", vec![ignore("no such key", "v", 0, false, true)]),
         ("an order that is none", vec![ranging(RangeRequest { key: "a".into(), sort_order: 9, ..Default::default() })]),
-        ("a target that is none", vec![ranging(RangeRequest { key: "a".into(), sort_target: 9, ..Default::default() })]),
-        ("a revision to come", vec![put("x", "1"), ranging(RangeRequest { key: "a".into(), revision: 10_000, ..Default::default() })]),
+        (
+            "a target that is none",
+            vec![ranging(RangeRequest { key: "a".into(), sort_target: 9, ..Default::default() })],
+        ),
+        (
+            "a revision to come",
+            vec![put("x", "1"), ranging(RangeRequest { key: "a".into(), revision: 10_000, ..Default::default() })],
+        ),
         ("a negative revision", vec![ranging(RangeRequest { key: "a".into(), revision: -1, ..Default::default() })]),
         ("ten operations", (0..10).map(|index| put(&format!("ten/{index}"), "")).collect()),
         ("eleven operations", (0..11).map(|index| put(&format!("eleven/{index}"), "")).collect()),
@@ -180,9 +200,15 @@ async fn open_ends(side: &Side) {
 
 async fn nesting(side: &Side) {
     for depth in [1, 2, 3, 8, 20, 60] {
-        let mut txn = TxnRequest { success: vec![put(&format!("deep/{depth}"), "v"), range("b")], ..Default::default() };
+        let mut txn =
+            TxnRequest { success: vec![put(&format!("deep/{depth}"), "v"), range("b")], ..Default::default() };
         for _ in 0..depth {
-            let compare = vec![Compare { result: 3, key: "b".into(), target_union: Some(TargetUnion::Version(9)), ..Default::default() }];
+            let compare = vec![Compare {
+                result: 3,
+                key: "b".into(),
+                target_union: Some(TargetUnion::Version(9)),
+                ..Default::default()
+            }];
             txn = TxnRequest { compare, success: vec![range("a"), op(Request::RequestTxn(txn))], ..Default::default() };
         }
         side.call(&format!("nested {depth} deep"), TXN, txn).await;
@@ -194,17 +220,23 @@ async fn nesting(side: &Side) {
         ("a key put inside and deleted outside", vec![inner(vec![put("n", "1")]), delete("m", "o", false)]),
         ("a key deleted inside and put outside", vec![put("n", "1"), inner(vec![delete("m", "o", false)])]),
         ("an empty operation deep inside", vec![inner(vec![inner(vec![RequestOp::default()])])]),
-        ("a lease that is not there deep inside", vec![put("kept?", "1"), inner(vec![op(Request::RequestPut(PutRequest {
-            key: "n".into(),
-            lease: 99,
-            ..Default::default()
-        }))])]),
+        (
+            "a lease that is not there deep inside",
+            vec![
+                put("kept?", "1"),
+                inner(vec![op(Request::RequestPut(PutRequest { key: "n".into(), lease: 99, ..Default::default() }))]),
+            ],
+        ),
     ];
     for (case, success) in cases {
         side.call(case, TXN, TxnRequest { success, ..Default::default() }).await;
     }
     let exclusive = TxnRequest {
-        success: vec![op(Request::RequestTxn(TxnRequest { success: vec![put("n", "1")], failure: vec![put("n", "2")], ..Default::default() }))],
+        success: vec![op(Request::RequestTxn(TxnRequest {
+            success: vec![put("n", "1")],
+            failure: vec![put("n", "2")],
+            ..Default::default()
+        }))],
         ..Default::default()
     };
     side.call("a key put in both branches", TXN, exclusive).await;
@@ -219,7 +251,11 @@ fn range(key: &str) -> RequestOp {
 }
 
 fn put(key: &str, value: &str) -> RequestOp {
-    op(Request::RequestPut(PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() }))
+    op(Request::RequestPut(PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..Default::default()
+    }))
 }
 
 fn delete(key: &str, end: &str, prev_kv: bool) -> RequestOp {

@@ -11,13 +11,18 @@ use etcd_proxy_proto::etcdserverpb::{
 };
 
 use crate::rpcs::{COMPACT, DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, PUT, TXN, WATCH};
-use crate::side::{Side, Stream};
+use crate::side::Side;
+use crate::stream::Stream;
 
 /// Short, so that the chapter need not wait the ten minutes of the default.
 const PROGRESS_INTERVAL: &str = "1s";
 
 pub fn flags(version: Version) -> Vec<String> {
-    let name = if version == Version::V3_5 { "experimental-watch-progress-notify-interval" } else { "watch-progress-notify-interval" };
+    let name = if version == Version::V3_5 {
+        "experimental-watch-progress-notify-interval"
+    } else {
+        "watch-progress-notify-interval"
+    };
     vec![format!("--{name}={PROGRESS_INTERVAL}")]
 }
 
@@ -62,7 +67,8 @@ async fn put(side: &Side, key: &str, value: &str) -> i64 {
 }
 
 async fn delete(side: &Side, key: &str, end: &str) {
-    let request = DeleteRangeRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() };
+    let request =
+        DeleteRangeRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() };
     side.fetch(DELETE_RANGE, request).await;
 }
 
@@ -195,7 +201,11 @@ async fn live_events(side: &Side) {
     delete(side, "l", "").await;
     txn(side, vec![put_op("l/3", "3"), put_op("l/1", "1"), put_op("elsewhere", "x"), put_op("l/2", "2")]).await;
     stream.next("live: several puts in one revision").await;
-    txn(side, vec![delete_op("l/", "l/2"), put_op("l/2", "two"), put_op("l/1", "again?")].into_iter().take(2).collect()).await;
+    txn(
+        side,
+        vec![delete_op("l/", "l/2"), put_op("l/2", "two"), put_op("l/1", "again?")].into_iter().take(2).collect(),
+    )
+    .await;
     stream.next("live: a delete and a put in one revision").await;
     delete(side, "l", "m").await;
     stream.next("live: a delete of several").await;
@@ -207,7 +217,8 @@ async fn live_events(side: &Side) {
     }
     side.fetch(LEASE_REVOKE, LeaseRevokeRequest { id: 7 }).await;
     stream.next("live: the lease is revoked").await;
-    let nested = TxnRequest { success: vec![RequestOp { request: Some(put_op("l/n", "nested")) }], ..Default::default() };
+    let nested =
+        TxnRequest { success: vec![RequestOp { request: Some(put_op("l/n", "nested")) }], ..Default::default() };
     txn(side, vec![put_op("l/o", "outer"), Request::RequestTxn(nested)]).await;
     stream.next("live: a nested transaction").await;
     put(side, "l/big", &"x".repeat(1 << 20)).await;
@@ -296,7 +307,11 @@ async fn the_past(side: &Side) {
         ("from the last", WatchCreateRequest { start_revision: last, ..on("p", "q") }, 1),
         ("one key", WatchCreateRequest { start_revision: first, ..on("p/1", "") }, 2),
         ("with previous values", WatchCreateRequest { start_revision: first, prev_kv: true, ..on("p", "q") }, 6),
-        ("deletes only", WatchCreateRequest { start_revision: first, filters: vec![0], prev_kv: true, ..on("p", "q") }, 1),
+        (
+            "deletes only",
+            WatchCreateRequest { start_revision: first, filters: vec![0], prev_kv: true, ..on("p", "q") },
+            1,
+        ),
         ("puts only", WatchCreateRequest { start_revision: first, filters: vec![1], ..on("p", "q") }, 5),
         ("everything", WatchCreateRequest { start_revision: first, ..on("\0", "\0") }, 7),
     ] {
@@ -319,7 +334,8 @@ async fn the_past(side: &Side) {
 async fn the_future(side: &Side) {
     delete(side, "\0", "\0").await;
     let now = put(side, "t", "now").await;
-    let mut stream = watch(side, "future, three on", WatchCreateRequest { start_revision: now + 3, ..on("t", "") }).await;
+    let mut stream =
+        watch(side, "future, three on", WatchCreateRequest { start_revision: now + 3, ..on("t", "") }).await;
     stream.send(&create(WatchCreateRequest { start_revision: now + 1, ..on("t", "") }));
     stream.next("future, the next: created").await;
     stream.send(&create(WatchCreateRequest { start_revision: i64::MAX, ..on("t", "") }));

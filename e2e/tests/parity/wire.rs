@@ -29,9 +29,16 @@ pub struct Link {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// Response headers, and whether the stream ended with them.
-    Head { status: u16, headers: HeaderMap, last: bool },
+    Head {
+        status: u16,
+        headers: HeaderMap,
+        last: bool,
+    },
     /// One message and its compression flag.
-    Message { flag: u8, bytes: Bytes },
+    Message {
+        flag: u8,
+        bytes: Bytes,
+    },
     /// Bytes at the end that are no whole message; all bytes, if the answer is not gRPC.
     Leftover(Bytes),
     Trailers(HeaderMap),

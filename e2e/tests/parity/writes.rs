@@ -35,7 +35,9 @@ async fn puts(side: &Side) {
                     let (prev_kv, ignore_value, ignore_lease) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
                     // A fresh key stays fresh only if nothing was put, so it gets a name of its own each time.
                     let key = if key == "fresh" { format!("fresh/{value}/{lease}/{flags}") } else { key.to_owned() };
-                    let case = format!("put {key:?} {value:?} lease {lease}, prev {prev_kv}, ignores {ignore_value} {ignore_lease}");
+                    let case = format!(
+                        "put {key:?} {value:?} lease {lease}, prev {prev_kv}, ignores {ignore_value} {ignore_lease}"
+                    );
                     let request =
                         PutRequest { key: key.into(), value: value.into(), lease, prev_kv, ignore_value, ignore_lease };
                     side.call(&case, PUT, request).await;
@@ -83,7 +85,11 @@ async fn deletes(side: &Side) {
 async fn sizes(side: &Side) {
     const MIB: usize = 1 << 20;
     const LIMIT: usize = 3 * MIB / 2;
-    let put = |key: &str, size: usize| PutRequest { key: key.to_owned().into(), value: vec![7; size].into(), ..Default::default() };
+    let put = |key: &str, size: usize| PutRequest {
+        key: key.to_owned().into(),
+        value: vec![7; size].into(),
+        ..Default::default()
+    };
     for size in [MIB, LIMIT - 100, LIMIT + 1000, 8 * MIB / 5, 2 * MIB - 100] {
         side.call(&format!("put of {size} bytes"), PUT, put("big", size)).await;
     }

@@ -1,0 +1,74 @@
+//! What one client asks of its Watch stream is no other client's business, though the proxy may serve both from one.
+
+use etcd_proxy_e2e::Version;
+use etcd_proxy_proto::etcdserverpb::{
+    CompactionRequest, PutRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    watch_request::RequestUnion,
+};
+
+use crate::rpcs::{COMPACT, PUT, WATCH};
+use crate::side::Side;
+use crate::stream::Stream;
+
+pub fn flags(_: Version) -> Vec<String> {
+    Vec::new()
+}
+
+pub async fn script(side: Side) {
+    let mut revision = 0;
+    for value in ["1", "2", "3", "4"] {
+        let request = PutRequest { key: "k".into(), value: value.into(), ..Default::default() };
+        revision = side.fetch(PUT, request).await.header.expect("etcd's answers have a header").revision;
+    }
+    let mut quiet = watch(&side, "k", 0, "a quiet watch").await;
+    progress(&mut quiet, "with nobody else").await;
+
+    let _future = watch(&side, "k", revision + 1000, "a watch of the future").await;
+    let _other_future = watch(&side, "other", i64::MAX, "a watch of no time").await;
+    progress(&mut quiet, "beside watches of the future").await;
+
+    side.call("compact", COMPACT, CompactionRequest { revision, physical: true }).await;
+    // None of these cancels what etcd has cancelled.
+    for key in ["k", "other"] {
+        let mut compacted = watch(&side, key, 1, "a watch of what is compacted").await;
+        compacted.next("it is cancelled").await;
+        progress(&mut quiet, "beside a watch that was compacted").await;
+    }
+    let fresh = watch(&side, "late", revision, "a watch of what is left, beside one of what is compacted");
+    let (_compacted, mut fresh) = tokio::join!(compacted_one(&side), fresh);
+    side.fetch(PUT, PutRequest { key: "late".into(), ..Default::default() }).await;
+    fresh.next("it sees what comes").await;
+
+    let mut gone = watch(&side, "k", 0, "a client that goes away").await;
+    gone.cancel();
+    side.fetch(PUT, PutRequest { key: "k".into(), value: "5".into(), ..Default::default() }).await;
+    quiet.next("an event after another left").await;
+    progress(&mut quiet, "in the end").await;
+}
+
+type Watch = Stream<WatchRequest, WatchResponse>;
+
+fn create(key: &str, start_revision: i64) -> WatchRequest {
+    let request = WatchCreateRequest { key: key.to_owned().into(), start_revision, ..Default::default() };
+    WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }
+}
+
+async fn watch(side: &Side, key: &str, start_revision: i64, case: &str) -> Watch {
+    let mut stream = side.on_a_new_connection().await.open(WATCH).await;
+    stream.send(&create(key, start_revision));
+    stream.next(case).await;
+    stream
+}
+
+/// A watch of what is compacted, on the range that another asks for at the same time.
+async fn compacted_one(side: &Side) -> Watch {
+    let mut stream = side.on_a_new_connection().await.open(WATCH).await;
+    stream.send(&create("late", 1));
+    stream.fetch().await;
+    stream
+}
+
+async fn progress(stream: &mut Watch, case: &str) {
+    stream.send(&WatchRequest { request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})) });
+    stream.next(&format!("progress {case}")).await;
+}
