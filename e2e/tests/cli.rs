@@ -75,7 +75,12 @@ fn what_etcd_refuses_after_its_start_begins_with_its_words() {
         let [theirs, ours] = both(&arguments);
         assert_eq!((ours.code, theirs.code), (1, 1), "{arguments:?}");
         assert!(!reason(&theirs).is_empty(), "{theirs:?}");
-        assert!(reason(&ours).starts_with(reason(&theirs)), "{arguments:?}: {:?}, {:?}", reason(&ours), reason(&theirs));
+        assert!(
+            reason(&ours).starts_with(reason(&theirs)),
+            "{arguments:?}: {:?}, {:?}",
+            reason(&ours),
+            reason(&theirs)
+        );
     }
 }
 
@@ -152,7 +157,8 @@ fn the_lines_that_people_grep_have_the_same_message_level_and_fields() {
         assert_eq!(ours, theirs);
     }
     let skipping = |log: &Vec<Value>| {
-        let warning = log.iter().find(|line| line["msg"].as_str().is_some_and(|msg| msg.starts_with("--insecure-skip")));
+        let warning =
+            log.iter().find(|line| line["msg"].as_str().is_some_and(|msg| msg.starts_with("--insecure-skip")));
         warning.map(|line| (line["level"].clone(), line["msg"].clone()))
     };
     assert!(skipping(&logs[0]).is_some());

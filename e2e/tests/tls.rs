@@ -16,11 +16,8 @@ fn flag(name: &str, path: &Path) -> String {
 
 /// A proxy that serves clients over TLS, before an etcd in plaintext.
 fn serving(etcd: &Etcd, server: &Pair, more: &[String]) -> Proxy {
-    let own = [
-        format!("--endpoints={}", etcd.endpoints()),
-        flag("cert-file", &server.cert),
-        flag("key-file", &server.key),
-    ];
+    let own =
+        [format!("--endpoints={}", etcd.endpoints()), flag("cert-file", &server.cert), flag("key-file", &server.key)];
     Proxy::builder().flags(own.iter().chain(more).map(String::as_str)).start()
 }
 
@@ -70,8 +67,7 @@ fn an_etcd_that_wants_certificates_is_shown_ours() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let authority = Authority::new(folder.path());
     let client = authority.nameless_client("client");
-    let [cert, key, ca] =
-        [flag("cert", &client.cert), flag("key", &client.key), flag("cacert", &authority.ca())];
+    let [cert, key, ca] = [flag("cert", &client.cert), flag("key", &client.key), flag("cacert", &authority.ca())];
     let tls = Tls { server: authority.server("etcd"), ca: authority.ca(), client_cert_auth: true };
     let etcd = Etcd::builder().tls(tls).start();
     let start = |flags: &[&str]| {
@@ -97,9 +93,8 @@ fn an_etcd_that_is_not_trusted_is_named_with_the_reason() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let authority = Authority::new(folder.path());
     let stranger = Authority::new(&folder.path().join("stranger"));
-    let serving = |server: Pair| {
-        Etcd::builder().tls(Tls { server, ca: authority.ca(), client_cert_auth: false }).start()
-    };
+    let serving =
+        |server: Pair| Etcd::builder().tls(Tls { server, ca: authority.ca(), client_cert_auth: false }).start();
     // A write that etcdctl does not try again by itself, so that it shows the first answer.
     let ask = |etcd: &Etcd, flags: &[String]| {
         let endpoints = format!("--endpoints={}", etcd.endpoints());
@@ -252,7 +247,16 @@ fn a_new_client_certificate_towards_etcd_needs_no_restart() {
 fn curl(proxy: &Proxy, ca: &Path, protocol: &str) -> String {
     let url = format!("https://{}/health", proxy.address());
     let mut command = Command::new("curl");
-    command.args(["--silent", "--show-error", "--max-time", "20", protocol, "--write-out", " %{http_version}", "--cacert"]);
+    command.args([
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "20",
+        protocol,
+        "--write-out",
+        " %{http_version}",
+        "--cacert",
+    ]);
     let output = command.arg(ca).arg(url).output().expect("curl is installed, as CONTRIBUTING.md asks");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -12,7 +12,8 @@ const ROOTS: [&str; 3] = [
 ];
 
 /// Packages that only carry options for other generators, with no type that the API uses.
-const OPTION_PACKAGES: [&str; 4] = ["google.api.rs", "google.protobuf.rs", "versionpb.rs", "grpc.gateway.protoc_gen_openapiv2.options.rs"];
+const OPTION_PACKAGES: [&str; 4] =
+    ["google.api.rs", "google.protobuf.rs", "versionpb.rs", "grpc.gateway.protoc_gen_openapiv2.options.rs"];
 
 #[test]
 fn generated_code_is_current() {
@@ -42,7 +43,10 @@ fn generated_code_is_current() {
             fs::write(&target, &fresh).expect("src/gen can be written");
         } else {
             let kept = fs::read(&target).unwrap_or_default();
-            assert!(kept == fresh, "proto/src/gen/{name} is stale; run UPDATE_GENERATED=1 cargo test -p etcd-proxy-proto");
+            assert!(
+                kept == fresh,
+                "proto/src/gen/{name} is stale; run UPDATE_GENERATED=1 cargo test -p etcd-proxy-proto"
+            );
         }
     }
 }

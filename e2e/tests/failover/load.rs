@@ -46,8 +46,10 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
 
 /// Waits until so many endpoints have been found to be in a state, also those that were so before the proxy served.
 pub async fn endpoints_are(proxy: &Proxy, count: usize, wanted: impl Fn(&serde_json::Value) -> bool) {
-    eventually("the endpoints are judged", || async { proxy.log().iter().filter(|&line| wanted(line)).count() >= count })
-        .await;
+    eventually("the endpoints are judged", || async {
+        proxy.log().iter().filter(|&line| wanted(line)).count() >= count
+    })
+    .await;
 }
 
 /// Clients that read, each on a connection of its own and so each at a member of its own.

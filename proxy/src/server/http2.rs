@@ -10,8 +10,7 @@ use bytes::Bytes;
 use super::{
     Config, Front,
     metered::{Metered, Shared},
-    prefaced::Prefaced,
-    shard::Io,
+    prefaced::{Io, Prefaced},
 };
 use crate::{drain::Observer, metrics::Metrics, router, rules::caller::Connection};
 

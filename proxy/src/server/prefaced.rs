@@ -18,6 +18,10 @@ pub enum Protocol {
     Http2,
 }
 
+/// A byte stream, plain or under TLS.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
 /// A stream whose first bytes were read ahead.
 pub struct Prefaced<S> {
     first: [u8; PREFACE_LEN],

@@ -10,15 +10,11 @@ use std::{
 };
 
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    sync::mpsc,
-};
+use tokio::{net::TcpStream, sync::mpsc};
 
 use super::{
     Accepted, Config, Front, http2,
-    prefaced::{Prefaced, Protocol},
+    prefaced::{Io, Prefaced, Protocol},
 };
 use crate::{
     drain::{Observer, Watcher},
@@ -59,10 +55,6 @@ impl Drop for OpenConnection {
 }
 
 static CONNECTION_NUMBER: AtomicU64 = AtomicU64::new(1);
-
-/// A byte stream, plain or under TLS.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// How a connection ended before its client had said which protocol it speaks.
 enum OpeningError {

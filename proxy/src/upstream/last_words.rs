@@ -114,11 +114,7 @@ mod tests {
     }
 
     impl AsyncRead for Refused {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            _: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
+        fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             if !std::mem::replace(&mut self.readable, true) {
                 // As a runtime that has not heard of it yet.
                 context.waker().wake_by_ref();

@@ -126,7 +126,12 @@ impl Session {
     }
 
     /// Serves until the client leaves or the stream has to end.
-    pub async fn run(mut self, mut requests: Requests, mut replies: Replies, deadline: Option<std::time::Instant>) -> Outcome {
+    pub async fn run(
+        mut self,
+        mut requests: Requests,
+        mut replies: Replies,
+        deadline: Option<std::time::Instant>,
+    ) -> Outcome {
         replies.begin(http::HeaderMap::new())?;
         let feed = self.feed.clone();
         let failed = feed.failed();
