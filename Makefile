@@ -17,11 +17,10 @@ help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 14
 
 # A static binary runs on any Linux of its kind; naming the platform keeps the flag from the build's own helpers.
-host := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-
 build: prerequisites ## The static release binary, target/release/etcd-proxy
-	cd $(root) && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(host) -p etcd-proxy
-	install -D $(target)/$(host)/release/etcd-proxy $(target)/release/etcd-proxy
+	cd $(root) && host=$$(rustc -vV | sed -n 's/^host: //p') && \
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $$host -p etcd-proxy && \
+	install -D $(target)/$$host/release/etcd-proxy $(target)/release/etcd-proxy
 
 demo: prerequisites ## Three etcd members, two proxies and a short session; KEEP=1 leaves them running
 	@$(root)/e2e/demo.sh
