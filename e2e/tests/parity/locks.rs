@@ -8,6 +8,9 @@ use etcd_proxy_proto::v3lockpb::{LockRequest, UnlockRequest};
 use crate::rpcs::{CAMPAIGN, LEADER, LEASE_GRANT, LEASE_REVOKE, LOCK, OBSERVE, PROCLAIM, RANGE, RESIGN, UNLOCK};
 use crate::side::Side;
 
+/// How long an impatient client waits for what another has: long enough for its key to be seen meanwhile.
+const PATIENCE: &str = "1S";
+
 pub fn flags(_: Version) -> Vec<String> {
     Vec::new()
 }
@@ -53,8 +56,13 @@ async fn locks(side: &Side) {
     last.send(&lock("l", 3));
     last.half_close();
     wait_for_keys(side, "l/", 3).await;
-    let impatient = side.with("grpc-timeout", "300m");
-    impatient.with_either_end_of_a_deadline().call("wait for a lock until a deadline", LOCK, lock("l", 4)).await;
+    let impatient = side.with("grpc-timeout", PATIENCE).with_either_end_of_a_deadline();
+    let mut given_up = impatient.open(LOCK).await;
+    given_up.send_last(&lock("l", 4));
+    wait_for_keys(side, "l/", 4).await;
+    given_up.rest("wait for a lock until a deadline").await;
+    // etcd takes the waiter's key away some time after it has given the waiter up.
+    wait_for_keys(side, "l/", 3).await;
     side.call("unlock a key that is not there", UNLOCK, unlock("nothing")).await;
     side.call("unlock an empty key", UNLOCK, unlock("")).await;
     side.call("unlock", UNLOCK, unlock("l/1")).await;
@@ -124,11 +132,12 @@ async fn elections(side: &Side) {
     waiting.send(&campaign("e", 3, "three"));
     waiting.half_close();
     wait_for_keys(side, "e/", 2).await;
-    let impatient = side.with("grpc-timeout", "300m");
-    impatient
-        .with_either_end_of_a_deadline()
-        .call("campaign until a deadline", CAMPAIGN, campaign("e", 4, "four"))
-        .await;
+    let impatient = side.with("grpc-timeout", PATIENCE).with_either_end_of_a_deadline();
+    let mut given_up = impatient.open(CAMPAIGN).await;
+    given_up.send_last(&campaign("e", 4, "four"));
+    wait_for_keys(side, "e/", 3).await;
+    given_up.rest("campaign until a deadline").await;
+    wait_for_keys(side, "e/", 2).await;
 
     side.call("proclaim", PROCLAIM, proclaim(leader.clone(), "two")).await;
     observed.next("observe a proclamation").await;
