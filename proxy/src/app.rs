@@ -72,6 +72,8 @@ const FIRST_LOOK: Duration = Duration::from_millis(50);
 const PROFILES_PATH: &str = "/debug/pprof";
 /// Prometheus, a probe and a few people have room in this; whoever opens more has lost track of them.
 const MAX_METRICS_CONNECTIONS: usize = 512;
+/// How long the drain waits for the listener to close, which takes one turn of its task unless a shard is stuck.
+const LAST_ACCEPT: Duration = Duration::from_secs(1);
 /// When everything else has ended, an answer about health or metrics still gets this long.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -83,6 +85,8 @@ pub struct Running {
     pub metrics_addresses: Vec<SocketAddr>,
     pub endpoints: Arc<Endpoints>,
     drain_timeout: Duration,
+    /// Ends the taking of new connections.
+    door_trigger: Trigger,
     trigger: Trigger,
     /// Ends the metrics addresses, which tell of the drain until it is over.
     metrics_trigger: Trigger,
@@ -183,9 +187,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     // Before anyone is let in, so that the first callers go where they will stay.
     upstream::health::first_look(&endpoints, FIRST_LOOK).await;
     let shards = Shards::start(&Arc::new(config.server), &metrics, &watcher, make_front).map_err(StartError::Thread)?;
-    tasks.push(tokio::spawn(async move { shards.accept(bound, watcher).await }));
+    let (door_trigger, door_watcher) = drain::channel();
+    tasks.push(tokio::spawn(async move { shards.accept(bound, door_watcher).await }));
     let drain_timeout = config.drain_timeout;
-    Ok(Running { address, metrics_addresses, endpoints, drain_timeout, trigger, metrics_trigger, tasks })
+    Ok(Running { address, metrics_addresses, endpoints, drain_timeout, door_trigger, trigger, metrics_trigger, tasks })
 }
 
 async fn bind(address: &str) -> Result<Bound, StartError> {
@@ -213,6 +218,8 @@ fn watch_tls_files(watched: &Watched, metrics: &Arc<Metrics>) -> Vec<JoinHandle<
 impl Running {
     /// Stops taking calls, lets those under way end, and says whether all did in time.
     pub async fn drain(self) -> bool {
+        // The door first: a client whose watch has ended comes back at once, and must find another proxy.
+        self.door_trigger.drain(LAST_ACCEPT).await;
         let finished = self.trigger.drain(self.drain_timeout).await;
         self.metrics_trigger.drain(LAST_ANSWERS).await;
         for task in &self.tasks {
