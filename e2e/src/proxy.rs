@@ -2,6 +2,8 @@
 //! tests that compare the two.
 
 use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -38,6 +40,7 @@ pub struct Builder {
     program: Program,
     arguments: Vec<String>,
     environment: Vec<(String, OsString)>,
+    descriptors: Option<u64>,
 }
 
 impl Builder {
@@ -58,6 +61,12 @@ impl Builder {
 
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Builder {
         self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// The file descriptors that it may have at most.
+    pub fn descriptors(mut self, limit: u64) -> Builder {
+        self.descriptors = Some(limit);
         self
     }
 
@@ -99,6 +108,16 @@ impl Builder {
             }
         }
         command.args(["grpc-proxy", "start"]).args(&self.arguments).envs(self.environment.iter().cloned());
+        if let Some(limit) = self.descriptors {
+            let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+            // SAFETY: between fork and exec the closure makes one system call on a value that it owns.
+            unsafe {
+                command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                })
+            };
+        }
         Process::spawn(format!("proxy ({:?})", self.program), &mut command, b"")
     }
 

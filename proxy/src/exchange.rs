@@ -293,9 +293,9 @@ impl Replies {
     }
 
     /// Refuses a request that is not gRPC, in a way that HTTP understands too.
-    pub fn refuse_http(mut self, status: &Status) {
+    pub fn refuse_http(mut self, code: StatusCode, status: &Status) {
         let mut response = Response::new(());
-        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        *response.status_mut() = code;
         *response.headers_mut() = status::trailers(status);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         // An error means that the client is gone and no one is there to be told.

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, Request, header::CONTENT_TYPE, uri::PathAndQuery};
+use http::{HeaderMap, Request, StatusCode, header::CONTENT_TYPE, uri::PathAndQuery};
 
 use crate::{
     exchange::{Outcome, Replies, Requests, Volume},
@@ -44,7 +44,12 @@ impl Router {
     pub async fn serve(&self, connection: Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         if !is_grpc(request.headers()) {
             let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-            return Replies::new(respond).refuse_http(&status::not_grpc(content_type.unwrap_or_default()));
+            let refusal = status::not_grpc(content_type.unwrap_or_default());
+            return Replies::new(respond).refuse_http(StatusCode::UNSUPPORTED_MEDIA_TYPE, &refusal);
+        }
+        if request.method() != http::Method::POST {
+            let refusal = status::not_post(request.method().as_str());
+            return Replies::new(respond).refuse_http(StatusCode::METHOD_NOT_ALLOWED, &refusal);
         }
         let (head, stream) = request.into_parts();
         // To gRPC a query is part of the name.

@@ -6,6 +6,7 @@ use etcd_proxy_e2e::{Etcd, Proxy};
 
 mod drain;
 mod floods;
+mod limits;
 mod messages;
 mod stderr;
 mod upstreams;

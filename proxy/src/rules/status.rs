@@ -9,6 +9,8 @@ use base64::{
 use http::{HeaderMap, HeaderValue};
 pub use tonic::{Code, Status};
 
+use crate::go;
+
 /// The status in a server's trailers. Details that cannot be read are left out: tonic takes them for a defect of its own.
 pub fn of_trailers(trailers: &HeaderMap) -> Option<Status> {
     let Some(details) = trailers.get(DETAILS) else { return Status::from_header_map(trailers) };
@@ -72,6 +74,11 @@ pub fn unknown_payload_format(flag: u8) -> Status {
 /// A request of another protocol, in grpc-go's words.
 pub fn not_grpc(content_type: &str) -> Status {
     Status::invalid_argument(format!("invalid gRPC request content-type \"{content_type}\""))
+}
+
+/// A call by another HTTP method than gRPC's, in grpc-go's words.
+pub fn not_post(method: &str) -> Status {
+    Status::internal(format!("Received a HEADERS frame with :method {} which should be POST", go::quote(method)))
 }
 
 /// A compressed message that does not inflate, in grpc-go's words.
