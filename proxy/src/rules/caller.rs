@@ -1,6 +1,13 @@
 //! Who asks: the first argument of every call that goes to etcd, and part of every key under which work is shared.
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc};
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -18,6 +25,34 @@ pub struct Connection {
     pub peer: Option<SocketAddr>,
     /// A number that stays the same for the connection, so that its calls keep to one member.
     pub number: u64,
+    /// What its answers may not fall behind.
+    pub shown: Shown,
+}
+
+/// The newest revision that a connection was shown: no read of its own may come back older, or a client would see time
+/// run backwards, which at one member of etcd it never does.
+#[derive(Debug, Default)]
+pub struct Shown(AtomicI64);
+
+impl Shown {
+    pub fn note(&self, revision: i64) {
+        self.0.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    pub fn revision(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what came after this revision: the store itself has gone back to it.
+    pub fn fall_back(&self, revision: i64) {
+        self.0.store(revision, Ordering::Relaxed);
+    }
+}
+
+impl Connection {
+    pub fn new(peer: Option<SocketAddr>, number: u64) -> Arc<Self> {
+        Arc::new(Self { peer, number, shown: Shown::default() })
+    }
 }
 
 /// What etcd judges a caller by. Two callers with equal credentials and the same wish for a leader are
@@ -63,7 +98,7 @@ impl Caller {
 
     /// The proxy itself.
     pub fn proxy() -> Self {
-        Self { connection: Arc::new(Connection { peer: None, number: 0 }), metadata: HeaderMap::new() }
+        Self { connection: Connection::new(None, 0), metadata: HeaderMap::new() }
     }
 
     pub fn credentials(&self) -> Credentials {

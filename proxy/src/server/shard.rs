@@ -83,10 +83,8 @@ impl Shard {
     }
 
     async fn serve(&self, socket: TcpStream, front: Arc<Front>, drain: Watcher) {
-        let connection = Arc::new(Connection {
-            peer: socket.peer_addr().ok(),
-            number: CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed),
-        });
+        let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(socket.peer_addr().ok(), number);
         if self.set_options(&socket).is_err() {
             return;
         }

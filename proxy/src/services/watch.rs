@@ -17,6 +17,7 @@ mod inbox;
 #[cfg(test)]
 mod law;
 mod log;
+pub mod reader;
 mod session;
 
 use hub::Hub;

@@ -80,6 +80,11 @@ impl Batch {
         (out.freeze(), ends)
     }
 
+    /// One event without its previous value, as an encoded `mvccpb.Event`.
+    pub fn event(&self, event: &Event) -> &[u8] {
+        &self.encoded[event.body..event.prev_kv]
+    }
+
     /// What the batch counts against the log's bound: its bytes and its bookkeeping.
     pub fn weight(&self) -> usize {
         self.encoded.len() + self.events.len() * size_of::<Event>() + size_of::<Self>()
@@ -364,6 +369,13 @@ impl Log {
         let skipped = state.batches.partition_point(|batch| batch.last_revision() < revision);
         state.readers.push(Reader { inbox: inbox.clone(), watch });
         Some(state.first + skipped as u64)
+    }
+
+    /// The place of one who looks by himself and is not woken; `None` if that has been dropped already.
+    pub fn position(&self, revision: i64) -> Option<u64> {
+        let state = self.lock();
+        let skipped = state.batches.partition_point(|batch| batch.last_revision() < revision);
+        (revision >= state.covered_from).then_some(state.first + skipped as u64)
     }
 
     pub fn unsubscribe(&self, inbox: &Arc<Inbox>, watch: u64) {

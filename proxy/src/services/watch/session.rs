@@ -29,7 +29,7 @@ use super::{
 use crate::{
     exchange::{Gone, Outcome, Replies, Requests, passed},
     rules::{
-        caller::Caller,
+        caller::{Caller, Connection},
         framing,
         keys::KeyRange,
         status::{self, Code, Status},
@@ -50,6 +50,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 
 pub struct Session {
     hub: Arc<Hub>,
+    connection: Arc<Connection>,
     feed: Arc<LiveFeed>,
     inbox: Arc<Inbox>,
     watches: HashMap<u64, Watch>,
@@ -111,6 +112,7 @@ impl Session {
         Self {
             feed: hub.feed(caller),
             hub: hub.clone(),
+            connection: caller.connection.clone(),
             inbox: Arc::default(),
             watches: HashMap::new(),
             ids: HashMap::new(),
@@ -337,6 +339,7 @@ impl Session {
                     self.last_header = batch.header;
                 }
                 self.hub.saw(batch.last_revision());
+                self.connection.shown.note(batch.header.revision.max(batch.last_revision()));
                 true
             }
             Read::Fallen => {
@@ -396,7 +399,6 @@ impl Session {
         for watch in self.watches.values_mut() {
             watch.cursor.next_revision = watch.cursor.next_revision.max(header.revision + 1);
         }
-        self.hub.saw(header.revision);
         self.say(WatchResponse { header: Some(header), watch_id: NO_WATCH, ..WatchResponse::default() });
     }
 
@@ -404,6 +406,7 @@ impl Session {
         if let Some(header) = response.header.filter(|header| header.revision >= self.last_header.revision) {
             self.last_header = header;
             self.hub.saw(header.revision);
+            self.connection.shown.note(header.revision);
         }
         framing::put_frame(&mut self.out, &response.encode_to_vec());
     }
