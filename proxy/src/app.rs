@@ -11,7 +11,7 @@ use crate::{
     metrics::{Metrics, Side},
     resolver::{self, Proxy},
     router::Router,
-    rules::namespace::Namespace,
+    rules::tenant::identity::Tenants,
     server::{self, Bound, Front, Shards},
     services::{
         cluster::{Advertised, Cluster},
@@ -46,7 +46,7 @@ pub struct Config {
     pub channel: channel::Config,
     pub limits: upstream::Limits,
     pub health: upstream::health::Config,
-    pub namespace: Namespace,
+    pub tenants: Tenants,
     pub watch: hub::Config,
     /// How this proxy is shown to clients that ask for the members; without it they see etcd's own.
     pub advertised: Option<Proxy>,
@@ -129,7 +129,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let registered = config.registration.map(|registration| {
         let (registered, working) =
-            resolver::start(registration, &upstream, &config.namespace, &metrics, watcher.clone());
+            resolver::start(registration, &upstream, &config.tenants.own().namespace, &metrics, watcher.clone());
         tasks.extend(working);
         registered
     });
@@ -139,11 +139,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
     let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered }));
 
-    let hub = Hub::new(upstream.clone(), config.namespace.clone(), metrics.clone(), config.watch, watcher.observer());
+    let hub = Hub::new(upstream.clone(), metrics.clone(), config.watch, watcher.observer());
     let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.observer()));
     let leases = Leases::default();
     let health = Health::new(endpoints.clone(), watcher.observer());
-    let (namespace, shard_metrics) = (config.namespace.clone(), metrics.clone());
+    let (tenants, shard_metrics) = (config.tenants.clone(), metrics.clone());
     let watched = Arc::new(Watched {
         drain: watcher.observer(),
         server_tls: config.server.tls.clone(),
@@ -156,7 +156,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tasks.extend(watch_tls_files(&watched, &metrics));
     let make_router = Arc::new(move || {
         Arc::new(Router {
-            namespace: namespace.clone(),
+            tenants: tenants.clone(),
             upstream: upstream.for_shard(channel.clone()),
             hub: hub.clone(),
             keepalives: keepalives.clone(),

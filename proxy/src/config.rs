@@ -9,7 +9,6 @@ use crate::{
     app,
     flags::{Flags, MetricsUrl, Refusal},
     resolver::{self, Proxy},
-    rules::namespace::Namespace,
     server,
     services::watch::hub,
     tls::{self, ClientTls, ServerTls, self_signed, versions},
@@ -21,6 +20,8 @@ use crate::{
     },
 };
 
+mod tenants;
+
 /// Why flags that fit together still do not make a configuration: a file or an address is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -28,6 +29,9 @@ pub enum ConfigError {
     Endpoint(#[from] BadEndpoint),
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Says itself which flag or key is meant.
+    #[error("{0}")]
+    Tenants(String),
     #[error(transparent)]
     Tls(#[from] tls::Error),
     #[error(transparent)]
@@ -72,7 +76,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             max_answer: bounded(flags.max_recv_bytes),
         },
         health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
-        namespace: Namespace::new(flags.namespace.clone()),
+        tenants: tenants::tenants(flags)?,
         watch: hub::Config { max_log_bytes: flags.watch_log_max_bytes as usize },
         registration: advertised.clone().and_then(|this| registration(flags, this)),
         advertised,

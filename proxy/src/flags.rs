@@ -13,6 +13,7 @@ mod parse;
 mod refusal;
 mod scan;
 mod table;
+mod tenancy;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ pub use environment::{env_name, process_env};
 pub use help::{markdown, start_usage};
 pub use parse::{Invocation, parse};
 pub use refusal::Refusal;
+pub use tenancy::{COMPACTIONS, PROFILES, TenancyFlags};
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -42,10 +44,12 @@ const LIMITS: &str = "Limits and keepalive";
 const HTTP: &str = "HTTP and metrics";
 const LOGGING: &str = "Logging";
 const EXPERIMENTAL: &str = "Experimental";
+const TENANTS: &str = "Tenants";
 const OURS: &str = "Only in etcd-proxy";
 
 /// The groups in the order in which help and docs show them.
-const GROUPS: [&str; 9] = [ENDPOINTS, REGISTRATION, CLIENT_TLS, SERVER_TLS, LIMITS, HTTP, LOGGING, EXPERIMENTAL, OURS];
+const GROUPS: [&str; 10] =
+    [ENDPOINTS, REGISTRATION, CLIENT_TLS, SERVER_TLS, LIMITS, HTTP, LOGGING, EXPERIMENTAL, TENANTS, OURS];
 
 /// What a log line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -251,6 +255,10 @@ pub struct Flags {
     /// log all gRPC requests and responses
     #[arg(long, help_heading = EXPERIMENTAL, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
     pub experimental_enable_grpc_logging: bool,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub tenancy: TenancyFlags,
 
     /// YAML file with flag names as keys; flags and environment variables take precedence
     ///

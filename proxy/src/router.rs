@@ -16,8 +16,8 @@ use crate::{
     rules::{
         caller::{Caller, Connection},
         methods::{self, Lane, Method},
-        namespace::Namespace,
         status::{self, Code},
+        tenant::{identity::Tenants, policy::Verdict},
     },
     services::{
         calls, cluster::Cluster, health::Health, keepalive::KeepAlives, leases::Leases, watch, watch::hub::Hub,
@@ -27,7 +27,7 @@ use crate::{
 
 /// What a request may need; one per shard, shared by its connections.
 pub struct Router {
-    pub namespace: Namespace,
+    pub tenants: Tenants,
     pub upstream: Upstream,
     pub hub: Arc<Hub>,
     pub keepalives: Arc<KeepAlives>,
@@ -71,7 +71,7 @@ impl Router {
                 call.finished(code);
                 code
             }
-            None if self.namespace.is_empty() => {
+            None if caller.tenant().lets_unknown_calls_pass() => {
                 let outcome = Box::pin(calls::forward_unknown(&self.upstream, &caller, path, requests, replies)).await;
                 outcome.unwrap_or(Code::Cancelled)
             }
@@ -95,18 +95,28 @@ impl Router {
         replies: Replies,
         deadline: Option<Instant>,
     ) -> Outcome {
-        let forward = calls::Forward { upstream: &self.upstream, namespace: &self.namespace, hub: &self.hub };
+        let reads_only = match caller.tenant().policy.verdict(method) {
+            Verdict::Allowed => false,
+            Verdict::IfItReads => true,
+            Verdict::Ignored => {
+                let answer = |request| calls::compact_nothing(&self.upstream, &caller, request);
+                return Box::pin(calls::answer(answer, requests, replies, deadline)).await;
+            }
+            Verdict::Refused(refusal) => return Ok(calls::fail(replies, &status::not_allowed(method, refusal))),
+        };
+        let forward =
+            calls::Forward { upstream: &self.upstream, namespace: caller.namespace(), hub: &self.hub, reads_only };
         match method.lane {
             Lane::Forward | Lane::Compact => forward.serve(&caller, method, requests, replies, deadline).await,
             // The other lanes are boxed: the task of every call is as large as the largest lane that stands in it, and
             // is moved and held by each.
             Lane::Watch => Box::pin(watch::serve(&self.hub, &caller, requests, replies, deadline)).await,
             Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies, deadline)).await,
-            Lane::LeaseLeases if self.namespace.is_empty() => {
+            Lane::LeaseLeases if caller.namespace().is_empty() => {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
             Lane::LeaseLeases => {
-                let answer = |request| self.leases.list(&self.upstream, &self.namespace, &caller, method, request);
+                let answer = |request| self.leases.list(&self.upstream, &caller, method, request);
                 Box::pin(calls::answer(answer, requests, replies, deadline)).await
             }
             Lane::MemberList => {

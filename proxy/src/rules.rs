@@ -9,4 +9,5 @@ pub mod namespace;
 #[cfg(test)]
 mod samples;
 pub mod status;
+pub mod tenant;
 pub mod wire;

@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     drain::{self, Trigger},
     metrics::Metrics,
-    rules::namespace::Namespace,
+    rules::tenant::{Tenant, identity::Tenants},
     services::{
         cluster::Cluster,
         health::Health,
@@ -46,9 +46,9 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
     let drain = watcher.observer();
     let watch = hub::Config { max_log_bytes: 1 << 20 };
     let router = Arc::new(Router {
-        namespace: Namespace::new(""),
+        tenants: Tenants::one(Tenant::whole(), Tenant::whole()),
         upstream: upstream.clone(),
-        hub: Hub::new(upstream.clone(), Namespace::new(""), metrics.clone(), watch, drain.clone()),
+        hub: Hub::new(upstream.clone(), metrics.clone(), watch, drain.clone()),
         keepalives: Arc::new(KeepAlives::new(upstream, metrics.clone(), drain.clone())),
         cluster: Cluster::new(None),
         leases: Leases::default(),

@@ -11,6 +11,8 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::{namespace::Namespace, tenant::Tenant};
+
 /// One request's sender: its connection and the metadata that it sent.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -25,6 +27,8 @@ pub struct Connection {
     pub peer: Option<SocketAddr>,
     /// A number that stays the same for the connection, so that its calls keep to one member.
     pub number: u64,
+    /// To whom it belongs.
+    pub tenant: Arc<Tenant>,
     /// What its answers may not fall behind.
     pub shown: Shown,
 }
@@ -50,15 +54,17 @@ impl Shown {
 }
 
 impl Connection {
-    pub fn new(peer: Option<SocketAddr>, number: u64) -> Arc<Self> {
-        Arc::new(Self { peer, number, shown: Shown::default() })
+    pub fn new(peer: Option<SocketAddr>, number: u64, tenant: Arc<Tenant>) -> Arc<Self> {
+        Arc::new(Self { peer, number, tenant, shown: Shown::default() })
     }
 }
 
 /// What etcd judges a caller by. Two callers with equal credentials and the same wish for a leader are
-/// indistinguishable to etcd, so they may share a watch; no others may.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+/// indistinguishable to etcd, so they may share a watch; no others may, and never two tenants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Credentials {
+    /// What one tenant is shown is nothing to another.
+    pub tenant: Arc<Tenant>,
     pub token: Option<HeaderValue>,
     pub authorization: Option<HeaderValue>,
     pub require_leader: bool,
@@ -98,11 +104,22 @@ impl Caller {
 
     /// The proxy itself.
     pub fn proxy() -> Self {
-        Self { connection: Connection::new(None, 0), metadata: HeaderMap::new() }
+        Self { connection: Connection::new(None, 0, Tenant::whole()), metadata: HeaderMap::new() }
+    }
+
+    /// To whom the request belongs.
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.connection.tenant
+    }
+
+    /// The keyspace that the caller sees.
+    pub fn namespace(&self) -> &Namespace {
+        &self.connection.tenant.namespace
     }
 
     pub fn credentials(&self) -> Credentials {
         Credentials {
+            tenant: self.tenant().clone(),
             token: self.metadata.get(TOKEN).cloned(),
             authorization: self.metadata.get(http::header::AUTHORIZATION).cloned(),
             require_leader: self.metadata.get(REQUIRE_LEADER).is_some_and(|value| value == "true"),

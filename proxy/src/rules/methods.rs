@@ -14,6 +14,23 @@ pub struct Method {
     pub keys: Keys,
     /// Whether the answer begins with a `ResponseHeader`, whose revision tells how far the caller has seen.
     pub revision: Revision,
+    /// Which profiles have it.
+    pub access: Access,
+}
+
+/// Who may make a call, by the profile of the tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Every profile has it.
+    Anyone,
+    /// `tenant` has it; `read-only` too, if the message writes nothing.
+    ReaderIfItReads,
+    /// `tenant` has it.
+    Tenant,
+    /// `tenant` does with it what its own flag says.
+    Compaction,
+    /// Only `full` has it: it reaches beyond a prefix.
+    Operator,
 }
 
 /// How many messages travel each way.
@@ -121,10 +138,19 @@ const fn keys(request: Shape, response: Option<Shape>) -> Keys {
     Keys { request: Some(request), response }
 }
 
-const fn row(path: &'static str, kind: Kind, effect: Effect, lane: Lane, keys: Keys, revision: Revision) -> Method {
-    Method { path, kind, effect, lane, keys, revision }
+const fn row(
+    path: &'static str,
+    kind: Kind,
+    effect: Effect,
+    lane: Lane,
+    keys: Keys,
+    revision: Revision,
+    access: Access,
+) -> Method {
+    Method { path, kind, effect, lane, keys, revision, access }
 }
 
+use Access::{Anyone, Compaction, Operator, ReaderIfItReads, Tenant};
 use Effect::{Read, Write};
 use Kind::{Bidi, ServerStream, Unary};
 use Lane::{Compact, Forward, HealthCheck, HealthList, HealthWatch, KeepAlive, LeaseLeases, MemberList, Watch};
@@ -132,29 +158,29 @@ use Revision::{Absent, Shown};
 
 /// Every RPC that etcd serves, sorted by path so that a look-up is a binary search.
 pub static METHODS: [Method; 52] = [
-    row("/etcdserverpb.Auth/AuthDisable", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/AuthEnable", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/AuthStatus", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/Authenticate", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/RoleAdd", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/RoleDelete", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/RoleGet", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/RoleGrantPermission", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/RoleList", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/RoleRevokePermission", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/UserAdd", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/UserChangePassword", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/UserDelete", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/UserGet", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/UserGrantRole", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/UserList", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Auth/UserRevokeRole", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Cluster/MemberAdd", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Cluster/MemberList", Unary, Read, MemberList, NONE, Absent),
-    row("/etcdserverpb.Cluster/MemberPromote", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Cluster/MemberRemove", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Cluster/MemberUpdate", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.KV/Compact", Unary, Write, Compact, NONE, Shown),
+    row("/etcdserverpb.Auth/AuthDisable", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/AuthEnable", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/AuthStatus", Unary, Read, Forward, NONE, Absent, Tenant),
+    row("/etcdserverpb.Auth/Authenticate", Unary, Write, Forward, NONE, Absent, Tenant),
+    row("/etcdserverpb.Auth/RoleAdd", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/RoleDelete", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/RoleGet", Unary, Read, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/RoleGrantPermission", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/RoleList", Unary, Read, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/RoleRevokePermission", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/UserAdd", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/UserChangePassword", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/UserDelete", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/UserGet", Unary, Read, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/UserGrantRole", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/UserList", Unary, Read, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Auth/UserRevokeRole", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Cluster/MemberAdd", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Cluster/MemberList", Unary, Read, MemberList, NONE, Absent, Anyone),
+    row("/etcdserverpb.Cluster/MemberPromote", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Cluster/MemberRemove", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Cluster/MemberUpdate", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.KV/Compact", Unary, Write, Compact, NONE, Shown, Compaction),
     row(
         "/etcdserverpb.KV/DeleteRange",
         Unary,
@@ -162,9 +188,10 @@ pub static METHODS: [Method; 52] = [
         Forward,
         keys(Shape::DeleteRange, Some(Shape::DeleteRangeResponse)),
         Shown,
+        Tenant,
     ),
-    row("/etcdserverpb.KV/Put", Unary, Write, Forward, keys(Shape::Put, Some(Shape::PutResponse)), Shown),
-    row("/etcdserverpb.KV/Range", Unary, Read, Forward, keys(Shape::Range, Some(Shape::RangeResponse)), Shown),
+    row("/etcdserverpb.KV/Put", Unary, Write, Forward, keys(Shape::Put, Some(Shape::PutResponse)), Shown, Tenant),
+    row("/etcdserverpb.KV/Range", Unary, Read, Forward, keys(Shape::Range, Some(Shape::RangeResponse)), Shown, Anyone),
     row(
         "/etcdserverpb.KV/RangeStream",
         ServerStream,
@@ -172,12 +199,21 @@ pub static METHODS: [Method; 52] = [
         Forward,
         keys(Shape::Range, Some(Shape::RangeStreamResponse)),
         Absent,
+        Anyone,
     ),
-    row("/etcdserverpb.KV/Txn", Unary, Write, Forward, keys(Shape::Txn, Some(Shape::TxnResponse)), Shown),
-    row("/etcdserverpb.Lease/LeaseGrant", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Lease/LeaseKeepAlive", Bidi, Write, KeepAlive, NONE, Absent),
-    row("/etcdserverpb.Lease/LeaseLeases", Unary, Read, LeaseLeases, NONE, Absent),
-    row("/etcdserverpb.Lease/LeaseRevoke", Unary, Write, Forward, NONE, Shown),
+    row(
+        "/etcdserverpb.KV/Txn",
+        Unary,
+        Write,
+        Forward,
+        keys(Shape::Txn, Some(Shape::TxnResponse)),
+        Shown,
+        ReaderIfItReads,
+    ),
+    row("/etcdserverpb.Lease/LeaseGrant", Unary, Write, Forward, NONE, Absent, Tenant),
+    row("/etcdserverpb.Lease/LeaseKeepAlive", Bidi, Write, KeepAlive, NONE, Absent, Tenant),
+    row("/etcdserverpb.Lease/LeaseLeases", Unary, Read, LeaseLeases, NONE, Absent, Tenant),
+    row("/etcdserverpb.Lease/LeaseRevoke", Unary, Write, Forward, NONE, Shown, Tenant),
     row(
         "/etcdserverpb.Lease/LeaseTimeToLive",
         Unary,
@@ -185,19 +221,20 @@ pub static METHODS: [Method; 52] = [
         Forward,
         Keys { request: None, response: Some(Shape::LeaseTimeToLiveResponse) },
         Absent,
+        Anyone,
     ),
-    row("/etcdserverpb.Maintenance/Alarm", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Maintenance/Defragment", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Maintenance/Downgrade", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Maintenance/Hash", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Maintenance/HashKV", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Maintenance/MoveLeader", Unary, Write, Forward, NONE, Absent),
-    row("/etcdserverpb.Maintenance/Snapshot", ServerStream, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Maintenance/Status", Unary, Read, Forward, NONE, Absent),
-    row("/etcdserverpb.Watch/Watch", Bidi, Read, Watch, NONE, Absent),
-    row("/grpc.health.v1.Health/Check", Unary, Read, HealthCheck, NONE, Absent),
-    row("/grpc.health.v1.Health/List", Unary, Read, HealthList, NONE, Absent),
-    row("/grpc.health.v1.Health/Watch", ServerStream, Read, HealthWatch, NONE, Absent),
+    row("/etcdserverpb.Maintenance/Alarm", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Maintenance/Defragment", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Maintenance/Downgrade", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Maintenance/Hash", Unary, Read, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Maintenance/HashKV", Unary, Read, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Maintenance/MoveLeader", Unary, Write, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Maintenance/Snapshot", ServerStream, Read, Forward, NONE, Absent, Operator),
+    row("/etcdserverpb.Maintenance/Status", Unary, Read, Forward, NONE, Absent, Anyone),
+    row("/etcdserverpb.Watch/Watch", Bidi, Read, Watch, NONE, Absent, Anyone),
+    row("/grpc.health.v1.Health/Check", Unary, Read, HealthCheck, NONE, Absent, Anyone),
+    row("/grpc.health.v1.Health/List", Unary, Read, HealthList, NONE, Absent, Anyone),
+    row("/grpc.health.v1.Health/Watch", ServerStream, Read, HealthWatch, NONE, Absent, Anyone),
     row(
         "/v3electionpb.Election/Campaign",
         Unary,
@@ -205,8 +242,17 @@ pub static METHODS: [Method; 52] = [
         Forward,
         keys(Shape::Campaign, Some(Shape::CampaignResponse)),
         Shown,
+        Tenant,
     ),
-    row("/v3electionpb.Election/Leader", Unary, Read, Forward, keys(Shape::Leader, Some(Shape::LeaderResponse)), Shown),
+    row(
+        "/v3electionpb.Election/Leader",
+        Unary,
+        Read,
+        Forward,
+        keys(Shape::Leader, Some(Shape::LeaderResponse)),
+        Shown,
+        Tenant,
+    ),
     row(
         "/v3electionpb.Election/Observe",
         ServerStream,
@@ -214,11 +260,12 @@ pub static METHODS: [Method; 52] = [
         Forward,
         keys(Shape::Leader, Some(Shape::LeaderResponse)),
         Absent,
+        Tenant,
     ),
-    row("/v3electionpb.Election/Proclaim", Unary, Write, Forward, keys(Shape::Proclaim, None), Shown),
-    row("/v3electionpb.Election/Resign", Unary, Write, Forward, keys(Shape::Resign, None), Shown),
-    row("/v3lockpb.Lock/Lock", Unary, Write, Forward, keys(Shape::Lock, Some(Shape::LockResponse)), Shown),
-    row("/v3lockpb.Lock/Unlock", Unary, Write, Forward, keys(Shape::Unlock, None), Shown),
+    row("/v3electionpb.Election/Proclaim", Unary, Write, Forward, keys(Shape::Proclaim, None), Shown, Tenant),
+    row("/v3electionpb.Election/Resign", Unary, Write, Forward, keys(Shape::Resign, None), Shown, Tenant),
+    row("/v3lockpb.Lock/Lock", Unary, Write, Forward, keys(Shape::Lock, Some(Shape::LockResponse)), Shown, Tenant),
+    row("/v3lockpb.Lock/Unlock", Unary, Write, Forward, keys(Shape::Unlock, None), Shown, Tenant),
 ];
 
 #[cfg(test)]

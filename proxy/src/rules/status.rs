@@ -9,6 +9,10 @@ use base64::{
 use http::{HeaderMap, HeaderValue};
 pub use tonic::{Code, Status};
 
+use super::{
+    methods::Method,
+    tenant::policy::{Profile, Refusal},
+};
 use crate::go;
 
 /// The status in a server's trailers. Details that cannot be read are left out: tonic takes them for a defect of its own.
@@ -116,6 +120,36 @@ pub fn unknown_method(path: &str, service_is_known: bool) -> Status {
     } else {
         Status::unimplemented(format!("unknown service {service}"))
     }
+}
+
+/// A call that the tenant's profile, or a flag that names it, does not allow.
+pub fn not_allowed(method: &Method, refusal: Refusal) -> Status {
+    let name = method.path.rsplit('.').next().unwrap_or(method.path);
+    Status::permission_denied(match refusal {
+        Refusal::Profile(profile) => {
+            format!("etcdserver: permission denied: {name} is not part of the API profile \"{}\"", profile.name())
+        }
+        Refusal::Unknown => return unknown_identity(),
+        Refusal::Denied => format!("etcdserver: permission denied: {name} is denied by the configuration of the proxy"),
+    })
+}
+
+/// A compaction of what is not yet, in etcd's words.
+pub fn future_revision() -> Status {
+    Status::out_of_range("etcdserver: mvcc: required revision is a future revision")
+}
+
+/// A client whose certificate is good but names nobody whom the proxy serves.
+pub fn unknown_identity() -> Status {
+    Status::unauthenticated("etcdserver: the client's certificate names nobody whom this proxy serves")
+}
+
+/// A transaction that writes, where only reading is allowed.
+pub fn txn_not_allowed() -> Status {
+    let profile = Profile::ReadOnly.name();
+    Status::permission_denied(format!(
+        "etcdserver: permission denied: a Txn that writes is not part of the API profile \"{profile}\""
+    ))
 }
 
 /// No endpoint could be reached; `last` is what the last of them said.

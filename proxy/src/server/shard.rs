@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -19,8 +20,11 @@ use super::{
 use crate::{
     drain::{Observer, Watcher},
     metrics::Metrics,
-    rules::caller::Connection,
-    tls::explain::{Peer, explain},
+    rules::{caller::Connection, tenant::Tenant},
+    tls::{
+        explain::{Peer, explain},
+        identity::{PeerIdentity, peer_identity},
+    },
 };
 
 /// How long a client's machine may be silent before the kernel asks whether it is there, and how often it asks. With
@@ -62,6 +66,18 @@ enum OpeningError {
     Io(io::Error),
 }
 
+/// A connection that speaks, and who its client is as its certificate says.
+type Opened = (Protocol, Prefaced<Box<dyn Io>>, Option<PeerIdentity>);
+
+/// To whom a connection belongs. One that is nobody's is heard, so that its client is told why it is not served.
+fn tenant_of(front: &Front, peer: Option<SocketAddr>, identity: Option<&PeerIdentity>) -> Arc<Tenant> {
+    let Some(router) = &front.router else { return Tenant::whole() };
+    router.tenants.of(identity).unwrap_or_else(|| {
+        tracing::warn!(?peer, ?identity, "a client's certificate names nobody whom this proxy serves");
+        Tenant::nobody()
+    })
+}
+
 impl Shard {
     /// Serves sockets until there are no more to come and nobody waits for those that are open.
     pub async fn run(self, mut sockets: mpsc::Receiver<Accepted>, front: Arc<Front>, drain: Watcher) {
@@ -83,8 +99,7 @@ impl Shard {
     }
 
     async fn serve(&self, socket: TcpStream, front: Arc<Front>, drain: Watcher) {
-        let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
-        let connection = Connection::new(socket.peer_addr().ok(), number);
+        let peer = socket.peer_addr().ok();
         if self.set_options(&socket).is_err() {
             return;
         }
@@ -95,22 +110,24 @@ impl Shard {
             () = end.signaled() => return,
         };
         match opening {
-            Ok(Ok((Protocol::Http2, socket))) => {
+            Ok(Ok((Protocol::Http2, socket, identity))) => {
+                let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
+                let connection = Connection::new(peer, number, tenant_of(&front, peer, identity.as_ref()));
                 http2::serve(&self.config, &self.metrics, socket, connection, front, end).await;
             }
-            Ok(Ok((Protocol::Http1, socket))) => self.serve_http1(socket, front, end).await,
+            Ok(Ok((Protocol::Http1, socket, _))) => self.serve_http1(socket, front, end).await,
             Ok(Err(OpeningError::Tls(error))) => {
                 self.metrics.handshake_failed();
                 let reason = explain(Peer::Client, &error);
-                tracing::warn!(peer = ?connection.peer, error = reason, "rejected connection on client endpoint");
+                tracing::warn!(?peer, error = reason, "rejected connection on client endpoint");
             }
             Ok(Err(OpeningError::Io(error))) => {
                 self.metrics.handshake_failed();
-                tracing::debug!(peer = ?connection.peer, %error, "connection ended before its first request");
+                tracing::debug!(?peer, %error, "connection ended before its first request");
             }
             Err(_) => {
                 self.metrics.handshake_failed();
-                tracing::debug!(peer = ?connection.peer, "connection took too long over its handshake");
+                tracing::debug!(?peer, "connection took too long over its handshake");
             }
         }
     }
@@ -129,20 +146,23 @@ impl Shard {
     }
 
     /// TLS where it is configured, and then what protocol the client speaks.
-    async fn open(&self, socket: TcpStream) -> Result<(Protocol, Prefaced<Box<dyn Io>>), OpeningError> {
-        let socket: Box<dyn Io> = match &self.config.tls {
-            None => Box::new(socket),
+    async fn open(&self, socket: TcpStream) -> Result<Opened, OpeningError> {
+        let (socket, identity): (Box<dyn Io>, _) = match &self.config.tls {
+            None => (Box::new(socket), None),
             Some(tls) => {
                 let accepted = tokio_rustls::TlsAcceptor::from(tls.config()).accept(socket).await;
-                Box::new(accepted.map_err(|error| match error.kind() {
+                let socket = accepted.map_err(|error| match error.kind() {
                     // Port scans and health checks of load balancers connect and leave.
                     io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => OpeningError::Io(error),
                     _ => OpeningError::Tls(error),
-                })?)
+                })?;
+                let identity = socket.get_ref().1.peer_certificates().and_then(peer_identity);
+                (Box::new(socket), identity)
             }
         };
         // A client without ALPN is heard out, as etcd does with its connection multiplexer.
-        Prefaced::sniff(socket).await.map_err(OpeningError::Io)
+        let (protocol, socket) = Prefaced::sniff(socket).await.map_err(OpeningError::Io)?;
+        Ok((protocol, socket, identity))
     }
 
     async fn serve_http1(&self, socket: Prefaced<Box<dyn Io>>, front: Arc<Front>, mut drain: Observer) {

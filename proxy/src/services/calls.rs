@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use etcd_proxy_proto::etcdserverpb::CompactionRequest;
+use etcd_proxy_proto::etcdserverpb::{CompactionRequest, CompactionResponse, RangeRequest, RangeResponse};
 use http::HeaderMap;
 use prost::Message as _;
 
@@ -13,9 +13,11 @@ use crate::{
     rules::{
         caller::Caller,
         framing::{self, Decoder},
-        methods::{Kind, Lane, Method, Revision},
+        keys::NUL,
+        methods::{self, Kind, Lane, Method, Revision},
         namespace::{Namespace, Shape},
         status::{self, Code, Status},
+        tenant::policy,
         wire,
     },
     upstream::{Answer, Upstream, code_of},
@@ -26,6 +28,8 @@ pub struct Forward<'a> {
     pub upstream: &'a Upstream,
     pub namespace: &'a Namespace,
     pub hub: &'a Hub,
+    /// Whether a transaction that writes is refused.
+    pub reads_only: bool,
 }
 
 impl Forward<'_> {
@@ -68,7 +72,15 @@ impl Forward<'_> {
     /// The request as etcd is to have it, if its message must be opened here: with its keys in the namespace, and not
     /// compressed, since otherwise the answer would be.
     fn open(&self, method: &Method, requests: &Requests, body: &Bytes) -> Result<Option<Bytes>, Status> {
+        if self.reads_only {
+            // What cannot be read here might be read otherwise by etcd, so it is not sent on.
+            let message = requests.unframe(body)?;
+            if policy::txn_writes(&message).map_err(status::malformed)? {
+                return Err(status::txn_not_allowed());
+            }
+        }
         let opened = self.under_namespace(method.keys.request).or(self.under_namespace(method.keys.response)).is_some();
+        let opened = opened || self.reads_only;
         // etcd refuses a request without a whole message in its own words, and finds no key in it.
         if !opened || !framing::is_whole(body) {
             return Ok(None);
@@ -179,6 +191,29 @@ impl Forward<'_> {
 fn compaction(requests: &Requests, body: &Bytes) -> Option<i64> {
     let message = requests.unframe(body).ok()?;
     CompactionRequest::decode(message).ok().map(|request| request.revision)
+}
+
+/// Answers a compaction as if it had been done, with a header of etcd's.
+pub async fn compact_nothing(
+    upstream: &Upstream,
+    caller: &Caller,
+    request: Bytes,
+) -> Result<(HeaderMap, Bytes), Status> {
+    let wanted = CompactionRequest::decode(request).map_err(status::malformed)?;
+    let range = methods::find("/etcdserverpb.KV/Range").expect("a row of the table");
+    let question = RangeRequest {
+        key: caller.namespace().prefix_key(&Bytes::from_static(NUL)),
+        count_only: true,
+        ..RangeRequest::default()
+    };
+    let answer = upstream.call(&caller.uncompressed(), range, framing::frame(&question.encode_to_vec())).await?;
+    let collected = answer.collect(upstream.limits().max_answer).await?;
+    let headers = collected.headers.clone();
+    let answered = RangeResponse::decode(collected.into_message()?).map_err(status::unreadable_answer)?;
+    if answered.header.is_some_and(|header| wanted.revision > header.revision) {
+        return Err(status::future_revision());
+    }
+    Ok((headers, CompactionResponse { header: answered.header }.encode_to_vec().into()))
 }
 
 /// Forwards an RPC that nobody here knows, both ways as bytes.

@@ -45,7 +45,6 @@ impl Leases {
     pub async fn list(
         &self,
         upstream: &Upstream,
-        namespace: &Namespace,
         caller: &Caller,
         method: &'static Method,
         request: Bytes,
@@ -60,7 +59,7 @@ impl Leases {
         }
         let questions = stream::iter(std::mem::take(&mut response.leases)).map(|lease| async move {
             let _turn = self.questions.acquire().await;
-            let mine = is_ours(upstream, namespace, caller, lease.id).await?;
+            let mine = is_ours(upstream, caller, lease.id).await?;
             Ok::<_, Status>(mine.then_some(lease))
         });
         let kept: Vec<_> = questions.buffered(CONCURRENT_QUESTIONS).try_collect().await?;
@@ -69,7 +68,7 @@ impl Leases {
     }
 }
 
-async fn is_ours(upstream: &Upstream, namespace: &Namespace, caller: &Caller, lease: i64) -> Result<bool, Status> {
+async fn is_ours(upstream: &Upstream, caller: &Caller, lease: i64) -> Result<bool, Status> {
     let method = methods::find("/etcdserverpb.Lease/LeaseTimeToLive").expect("a row of the table");
     let question = LeaseTimeToLiveRequest { id: lease, keys: true };
     let answer = upstream.call(caller, method, framing::frame(&question.encode_to_vec())).await?;
@@ -78,7 +77,7 @@ async fn is_ours(upstream: &Upstream, namespace: &Namespace, caller: &Caller, le
         return Ok(false);
     }
     let response = LeaseTimeToLiveResponse::decode(collected.into_message()?).map_err(status::unreadable_answer)?;
-    Ok(is_shown(&response, namespace))
+    Ok(is_shown(&response, caller.namespace()))
 }
 
 /// A lease that expired between the two questions has no TTL.

@@ -27,7 +27,6 @@ use crate::{
     rules::{
         caller::Caller,
         keys::KeyRange,
-        namespace::Namespace,
         status::{self, Code, Status},
     },
     upstream::{
@@ -132,7 +131,6 @@ impl Feed {
 #[derive(Clone)]
 pub struct Parts {
     pub upstream: Upstream,
-    pub namespace: Namespace,
     pub caller: Caller,
     pub metrics: Arc<Metrics>,
 }
@@ -407,7 +405,7 @@ impl Task {
         }
         self.parts.metrics.watch_events_received.inc_by(response.events.len() as u64);
         for event in &response.events {
-            if let Err(broken) = open.builder.push(&self.parts.namespace, event) {
+            if let Err(broken) = open.builder.push(self.parts.caller.namespace(), event) {
                 tracing::error!(%broken, "withheld an event of etcd that does not keep to the namespace");
             }
         }

@@ -22,7 +22,6 @@ use crate::{
     rules::{
         caller::{Caller, Credentials},
         keys::KeyRange,
-        namespace::Namespace,
         status::{self, Status},
     },
     upstream::Upstream,
@@ -47,7 +46,6 @@ const BUDGET_INTERVAL: Duration = Duration::from_millis(200);
 
 pub struct Hub {
     upstream: Upstream,
-    namespace: Namespace,
     pub metrics: Arc<Metrics>,
     config: Config,
     drain: Observer,
@@ -122,16 +120,9 @@ pub struct CatchUp {
 }
 
 impl Hub {
-    pub fn new(
-        upstream: Upstream,
-        namespace: Namespace,
-        metrics: Arc<Metrics>,
-        config: Config,
-        drain: Observer,
-    ) -> Arc<Self> {
+    pub fn new(upstream: Upstream, metrics: Arc<Metrics>, config: Config, drain: Observer) -> Arc<Self> {
         let hub = Arc::new(Self {
             upstream,
-            namespace,
             metrics,
             config,
             drain,
@@ -143,10 +134,6 @@ impl Hub {
         tokio::spawn(forget_what_was_seen(Arc::downgrade(&hub)));
         tokio::spawn(keep_within_budget(Arc::downgrade(&hub)));
         hub
-    }
-
-    pub fn namespace(&self) -> &Namespace {
-        &self.namespace
     }
 
     pub fn drain(&self) -> Observer {
@@ -183,7 +170,6 @@ impl Hub {
         feeds.retain(|_, feed| feed.strong_count() > 0);
         let parts = Parts {
             upstream: self.upstream.clone(),
-            namespace: self.namespace.clone(),
             caller: Caller { connection: caller.connection.clone(), metadata: credentials.metadata() },
             metrics: self.metrics.clone(),
         };

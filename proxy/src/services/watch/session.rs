@@ -196,7 +196,7 @@ impl Session {
         };
         let range = KeyRange::of_watch(create.key, create.range_end);
         let wanted = Wanted {
-            range: self.hub.namespace().prefix_range(&range),
+            range: self.connection.tenant.namespace.prefix_range(&range),
             start_revision: create.start_revision,
             prev_kv: create.prev_kv,
         };
