@@ -84,8 +84,9 @@ pub struct Front {
     pub admin: Admin,
 }
 
-/// A socket on its way to the shard that serves it; it counts as open from here.
-type Accepted = (TcpStream, OpenConnection);
+/// A socket on its way to the shard that serves it; it counts as open from here. It belongs to no runtime: registered
+/// with the acceptor's, every byte that comes would wake that one's thread first.
+type Accepted = (std::net::TcpStream, OpenConnection);
 
 /// Binds before anything else starts, so that a bad address is a start-up error.
 pub async fn bind(address: &str) -> io::Result<Bound> {
@@ -157,6 +158,8 @@ impl Shards {
                 tracing::warn!(%peer, limit = self.max_connections, "refused a connection over --max-connections");
                 continue;
             }
+            // It fails only for a socket that the runtime has lost, and then the client has lost it too.
+            let Ok(socket) = socket.into_std() else { continue };
             self.deal((socket, OpenConnection::new(&self.open, &self.metrics))).await;
         }
     }
@@ -210,6 +213,6 @@ pub async fn serve_here(config: Arc<Config>, metrics: Arc<Metrics>, bound: Bound
             tracing::warn!(%peer, limit, "refused a connection to a metrics address, too many are open");
             continue;
         }
-        shard.clone().spawn((socket, open), front.clone(), drain.clone());
+        shard.clone().spawn(socket, open, front.clone(), drain.clone());
     }
 }

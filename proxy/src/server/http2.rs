@@ -97,16 +97,17 @@ pub async fn serve(
         match accepted {
             Some(Ok((request, respond))) => {
                 let (front, connection, open) = (front.clone(), connection.clone(), OpenCall::new(&shared));
-                tokio::spawn(async move {
+                // Boxed, since a task is copied whole three times in its life: a pointer is cheaper to copy.
+                tokio::spawn(Box::pin(async move {
                     let _open = open;
                     match &front.router {
                         Some(router) if router::is_call(&request) => {
                             router.serve(connection, request, respond).await;
                         }
-                        // Boxed, since every call's task is as large as the largest future that stands in it.
+                        // Boxed again, since every call's task is as large as the largest future that stands in it.
                         _ => Box::pin(front.admin.serve_http2(request, respond)).await,
                     }
-                });
+                }));
             }
             Some(Err(error)) => {
                 tracing::debug!(peer = ?connection.peer, %error, "connection broke");

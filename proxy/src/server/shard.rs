@@ -82,8 +82,11 @@ impl Shard {
     /// Serves sockets until there are no more to come and nobody waits for those that are open.
     pub async fn run(self, mut sockets: mpsc::Receiver<Accepted>, front: Arc<Front>, drain: Watcher) {
         let shard = Arc::new(self);
-        while let Some(accepted) = sockets.recv().await {
-            shard.clone().spawn(accepted, front.clone(), drain.clone());
+        while let Some((socket, open)) = sockets.recv().await {
+            match TcpStream::from_std(socket) {
+                Ok(socket) => shard.clone().spawn(socket, open, front.clone(), drain.clone()),
+                Err(error) => tracing::warn!(%error, "failed to take over a connection"),
+            }
         }
         // The acceptors are gone. Each connection holds a watcher of its own; this one must not be waited for.
         let mut observer = drain.observer();
@@ -91,7 +94,7 @@ impl Shard {
         observer.over().await;
     }
 
-    pub fn spawn(self: Arc<Self>, (socket, open): Accepted, front: Arc<Front>, drain: Watcher) {
+    pub fn spawn(self: Arc<Self>, socket: TcpStream, open: OpenConnection, front: Arc<Front>, drain: Watcher) {
         tokio::spawn(async move {
             let _open = open;
             self.serve(socket, front, drain).await;
