@@ -16,11 +16,17 @@ use crate::{
     rules::{
         caller::{Caller, Connection},
         methods::{self, Lane, Method},
-        status::{self, Code},
+        status::{self, Code, Status},
         tenant::{identity::Tenants, policy::Verdict},
     },
     services::{
-        calls, cluster::Cluster, health::Health, keepalive::KeepAlives, leases::Leases, watch, watch::hub::Hub,
+        calls,
+        cluster::Cluster,
+        health::Health,
+        keepalive::KeepAlives,
+        leases::{Leases, own},
+        watch,
+        watch::hub::Hub,
     },
     upstream::Upstream,
 };
@@ -107,7 +113,13 @@ impl Router {
         let forward =
             calls::Forward { upstream: &self.upstream, namespace: caller.namespace(), hub: &self.hub, reads_only };
         match method.lane {
-            Lane::Forward | Lane::Compact => forward.serve(&caller, method, requests, replies, deadline).await,
+            Lane::LeaseGrant | Lane::LeaseTimeToLive | Lane::LeaseLeases if caller.namespace().leases().is_some() => {
+                let answer = |request| self.own_leases(&caller, method, request);
+                Box::pin(calls::answer(answer, requests, replies, deadline)).await
+            }
+            Lane::Forward | Lane::Compact | Lane::LeaseGrant | Lane::LeaseTimeToLive => {
+                forward.serve(&caller, method, requests, replies, deadline).await
+            }
             // The other lanes are boxed: the task of every call is as large as the largest lane that stands in it, and
             // is moved and held by each.
             Lane::Watch => Box::pin(watch::serve(&self.hub, &caller, requests, replies, deadline)).await,
@@ -126,6 +138,21 @@ impl Router {
             Lane::HealthCheck => Box::pin(self.health.check(requests, replies, deadline)).await,
             Lane::HealthList => Box::pin(self.health.list(requests, replies, deadline)).await,
             Lane::HealthWatch => Box::pin(self.health.watch(requests, replies, deadline)).await,
+        }
+    }
+}
+
+impl Router {
+    async fn own_leases(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        request: Bytes,
+    ) -> Result<(HeaderMap, Bytes), Status> {
+        match (method.lane, caller.namespace().leases()) {
+            (Lane::LeaseGrant, Some(block)) => own::grant(&self.upstream, caller, block, request).await,
+            (Lane::LeaseLeases, Some(block)) => own::list(&self.upstream, caller, block, method, request).await,
+            _ => own::time_to_live(&self.upstream, caller, method, request).await,
         }
     }
 }

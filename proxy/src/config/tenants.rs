@@ -1,6 +1,6 @@
 //! Who may do what: the tenants that flags and config file describe.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 use super::ConfigError;
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
         tenant::{
             Tenant,
             identity::Tenants,
+            leases::{self, LeaseBlock},
             policy::{Compaction, Policy, Profile, method_named},
         },
     },
@@ -19,6 +20,9 @@ use crate::{
 
 /// The name of the tenant that everyone is when nothing tells clients apart.
 const EVERYONE: &str = "default";
+
+/// A key of fewer bytes can be guessed.
+const MIN_LEASE_KEY: usize = 16;
 
 pub(super) fn tenants(flags: &Flags) -> Result<Tenants, ConfigError> {
     let namespace = Namespace::new(flags.namespace.clone());
@@ -36,8 +40,31 @@ pub(super) fn tenants(flags: &Flags) -> Result<Tenants, ConfigError> {
     }
     let allowed = methods("api-allow", &flags.tenancy.api_allow)?;
     let denied = methods("api-deny", &flags.tenancy.api_deny)?;
+    let key = lease_key(flags)?;
+    let namespace = kept_apart(namespace, profile, &key);
     let policy = Policy::new(profile, compaction(&flags.tenancy.api_compact), &allowed, &denied);
     Ok(Tenants::one(own, Arc::new(Tenant::new(EVERYONE, namespace, policy))))
+}
+
+/// The keyspace of a profile: only the full one shares leases with everyone.
+fn kept_apart(namespace: Namespace, profile: Profile, key: &[u8]) -> Namespace {
+    if profile == Profile::Full || namespace.is_empty() {
+        return namespace;
+    }
+    let block = LeaseBlock::of(key, namespace.prefix());
+    namespace.with_leases(block)
+}
+
+/// The content of `--lease-key-file` without blanks around it, or the key that everyone knows.
+fn lease_key(flags: &Flags) -> Result<Vec<u8>, ConfigError> {
+    let Some(path) = &flags.tenancy.lease_key_file else { return Ok(leases::DEFAULT_KEY.to_vec()) };
+    let key =
+        fs::read(path).map_err(|error| refuse(&format!("cannot read lease-key-file {}: {error}", path.display())))?;
+    let key = key.trim_ascii().to_vec();
+    if key.len() < MIN_LEASE_KEY {
+        return Err(refuse(&format!("lease-key-file {} has less than {MIN_LEASE_KEY} bytes", path.display())));
+    }
+    Ok(key)
 }
 
 fn profile(name: &str) -> Profile {

@@ -1,5 +1,7 @@
 //! The flags that say who may do what: profiles, and what belongs to them.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
@@ -29,6 +31,13 @@ pub struct TenancyFlags {
     /// minutes.
     #[arg(long, help_heading = TENANTS, value_name = "string", default_value = "deny", value_parser = compaction)]
     pub api_compact: String,
+
+    /// file with the key from which the ids of each tenant's leases are made (must be shared with the other proxies)
+    ///
+    /// None: a key that everyone knows, which is enough where operators choose the prefixes. Leases do not outlive a
+    /// change of it.
+    #[arg(long, help_heading = TENANTS, value_name = "string", default_value = "", value_parser = super::path())]
+    pub lease_key_file: std::option::Option<PathBuf>,
 
     /// comma separated methods that are allowed on top of the profile, such as KV/Compact
     ///

@@ -117,6 +117,7 @@ fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("experimental-enable-grpc-logging", "true", |f| f.experimental_enable_grpc_logging = true),
         ("api-profile", "tenant", |f| f.tenancy.api_profile = "tenant".into()),
         ("api-compact", "ignore", |f| f.tenancy.api_compact = "ignore".into()),
+        ("lease-key-file", "/lk", |f| f.tenancy.lease_key_file = Some("/lk".into())),
         ("api-allow", "KV/Compact", |f| f.tenancy.api_allow = vec!["KV/Compact".into()]),
         ("api-deny", "KV/Put,Lock/Lock", |f| f.tenancy.api_deny = vec!["KV/Put".into(), "Lock/Lock".into()]),
         ("config-file", "/dev/null", |f| f.config_file = Some("/dev/null".into())),

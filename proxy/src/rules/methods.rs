@@ -57,6 +57,8 @@ pub enum Lane {
     Compact,
     Watch,
     KeepAlive,
+    LeaseGrant,
+    LeaseTimeToLive,
     LeaseLeases,
     MemberList,
     HealthCheck,
@@ -153,7 +155,10 @@ const fn row(
 use Access::{Anyone, Compaction, Operator, ReaderIfItReads, Tenant};
 use Effect::{Read, Write};
 use Kind::{Bidi, ServerStream, Unary};
-use Lane::{Compact, Forward, HealthCheck, HealthList, HealthWatch, KeepAlive, LeaseLeases, MemberList, Watch};
+use Lane::{
+    Compact, Forward, HealthCheck, HealthList, HealthWatch, KeepAlive, LeaseGrant, LeaseLeases, LeaseTimeToLive,
+    MemberList, Watch,
+};
 use Revision::{Absent, Shown};
 
 /// Every RPC that etcd serves, sorted by path so that a look-up is a binary search.
@@ -210,16 +215,16 @@ pub static METHODS: [Method; 52] = [
         Shown,
         ReaderIfItReads,
     ),
-    row("/etcdserverpb.Lease/LeaseGrant", Unary, Write, Forward, NONE, Absent, Tenant),
+    row("/etcdserverpb.Lease/LeaseGrant", Unary, Write, LeaseGrant, NONE, Absent, Tenant),
     row("/etcdserverpb.Lease/LeaseKeepAlive", Bidi, Write, KeepAlive, NONE, Absent, Tenant),
     row("/etcdserverpb.Lease/LeaseLeases", Unary, Read, LeaseLeases, NONE, Absent, Tenant),
-    row("/etcdserverpb.Lease/LeaseRevoke", Unary, Write, Forward, NONE, Shown, Tenant),
+    row("/etcdserverpb.Lease/LeaseRevoke", Unary, Write, Forward, keys(Shape::Lease, None), Shown, Tenant),
     row(
         "/etcdserverpb.Lease/LeaseTimeToLive",
         Unary,
         Read,
-        Forward,
-        Keys { request: None, response: Some(Shape::LeaseTimeToLiveResponse) },
+        LeaseTimeToLive,
+        keys(Shape::Lease, Some(Shape::LeaseTimeToLiveResponse)),
         Absent,
         Anyone,
     ),

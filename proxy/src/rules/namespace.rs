@@ -8,7 +8,8 @@
 //!    range end may also be the end of the prefix). An empty key stays empty, and a range without a key loses its end:
 //!    etcd refuses the request in its own words and in its own order of checks, and were it not to, there would be
 //!    nothing to see.
-//! 2. Coming down, a key that is not in the namespace makes the whole answer [`Broken::Outside`].
+//! 2. Going up, every lease that is not the namespace's own is one that does not exist, if it has leases of its own.
+//! 3. Coming down, a key that is not in the namespace makes the whole answer [`Broken::Outside`].
 
 mod request;
 mod response;
@@ -19,6 +20,7 @@ use bytes::{BufMut, Bytes};
 use std::ops::Range;
 
 use super::keys::{KeyRange, NUL, prefix_end};
+use super::tenant::leases::LeaseBlock;
 use super::wire::{self, Malformed};
 
 /// Messages within messages that are edited before the outer one is refused.
@@ -43,6 +45,8 @@ pub enum Shape {
     /// Of Observe as well.
     Leader,
     Resign,
+    /// A LeaseRevoke or a LeaseTimeToLive.
+    Lease,
     RangeResponse,
     RangeStreamResponse,
     PutResponse,
@@ -55,7 +59,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    pub const REQUESTS: [Self; 10] = [
+    pub const REQUESTS: [Self; 11] = [
         Self::Range,
         Self::Put,
         Self::DeleteRange,
@@ -66,6 +70,7 @@ impl Shape {
         Self::Proclaim,
         Self::Leader,
         Self::Resign,
+        Self::Lease,
     ];
     pub const RESPONSES: [Self; 9] = [
         Self::RangeResponse,
@@ -94,12 +99,28 @@ pub enum Broken {
 pub struct Namespace {
     prefix: Bytes,
     end: Bytes,
+    /// Which leases belong to it, where they belong to somebody.
+    leases: Option<LeaseBlock>,
 }
 
 impl Namespace {
     pub fn new(prefix: impl Into<Bytes>) -> Self {
         let prefix = prefix.into();
-        Self { end: prefix_end(&prefix), prefix }
+        Self { end: prefix_end(&prefix), prefix, leases: None }
+    }
+
+    /// The same keys, with leases of their own: to whoever is in here no other leases exist.
+    pub fn with_leases(self, leases: LeaseBlock) -> Self {
+        Self { leases: Some(leases), ..self }
+    }
+
+    /// Whether messages of this shape are another to etcd than to the client.
+    pub fn edits(&self, shape: Shape) -> bool {
+        !self.is_empty() && (shape != Shape::Lease || self.leases.is_some())
+    }
+
+    pub fn leases(&self) -> Option<LeaseBlock> {
+        self.leases
     }
 
     pub fn prefix(&self) -> &Bytes {

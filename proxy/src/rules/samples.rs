@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse, compare,
-    request_op, response_op,
+    Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest,
+    TxnResponse, compare, request_op, response_op,
 };
 use etcd_proxy_proto::mvccpb::{Event, KeyValue};
 use etcd_proxy_proto::v3electionpb::{
@@ -145,6 +145,7 @@ pub fn request(shape: Shape) -> BoxedStrategy<Vec<u8>> {
         }
         Shape::Leader => encoded(keys().prop_map(|name| LeaderRequest { name })),
         Shape::Resign => encoded(leader_key().prop_map(|leader| ResignRequest { leader })),
+        Shape::Lease => encoded(any::<(i64, bool)>().prop_map(|(id, keys)| LeaseTimeToLiveRequest { id, keys })),
         _ => unreachable!("{shape:?} is an answer"),
     }
 }

@@ -144,6 +144,16 @@ pub fn unknown_identity() -> Status {
     Status::unauthenticated("etcdserver: the client's certificate names nobody whom this proxy serves")
 }
 
+/// A lease under an id of the client's choice that is not the tenant's to choose.
+pub fn foreign_lease_id() -> Status {
+    Status::invalid_argument(
+        "etcdserver: this lease ID cannot be chosen here: ask for a lease without an ID, and one is made",
+    )
+}
+
+/// What etcd answers to a LeaseGrant whose id is taken.
+pub const LEASE_EXISTS: &str = "etcdserver: lease already exists";
+
 /// A transaction that writes, where only reading is allowed.
 pub fn txn_not_allowed() -> Status {
     let profile = Profile::ReadOnly.name();

@@ -14,6 +14,7 @@ use std::{
 use super::namespace::Namespace;
 
 pub mod identity;
+pub mod leases;
 pub mod policy;
 
 use policy::Policy;

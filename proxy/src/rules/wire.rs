@@ -279,6 +279,26 @@ pub fn put_bytes_header(out: &mut impl BufMut, number: u32, len: usize) {
     put_varint(out, len as u64);
 }
 
+/// Writes a whole field that is a number.
+#[inline]
+pub fn put_varint_field(out: &mut impl BufMut, number: u32, varint: u64) {
+    put_varint(out, u64::from(number) << 3);
+    put_varint(out, varint);
+}
+
+/// The message with `int64` in field `number`, and in no other place of that number.
+pub fn with_int64(message: &[u8], number: u32, int64: i64) -> Result<Vec<u8>, Malformed> {
+    let mut out = Vec::with_capacity(message.len() + MAX_VARINT_LEN);
+    for field in fields(message) {
+        let field = field?;
+        if field.number != number {
+            out.put_slice(&message[field.start..field.end]);
+        }
+    }
+    put_varint_field(&mut out, number, int64 as u64);
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,6 +369,13 @@ mod tests {
         assert_eq!(last_bytes(b"\x08\x01", 1), Ok(&b""[..]));
         assert_eq!(last_int64(b"\x08\x01\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 1), Ok(-1));
         assert_eq!(last_int64(b"", 1), Ok(0));
+    }
+
+    #[test]
+    fn a_number_is_set_wherever_it_was() {
+        assert_eq!(with_int64(b"\x08\x01\x12\x01a\x08\x02", 1, 5), Ok(b"\x12\x01a\x08\x05".to_vec()));
+        assert_eq!(with_int64(b"", 2, 300), Ok(b"\x10\xac\x02".to_vec()));
+        assert_eq!(with_int64(b"\x08", 1, 5), Err(Malformed::Truncated));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use etcd_proxy_proto::etcdserverpb::{CompactionRequest, CompactionResponse, Rang
 use http::HeaderMap;
 use prost::Message as _;
 
-use super::watch::hub::Hub;
+use super::{leases::own, watch::hub::Hub};
 use crate::{
     exchange::{Outcome, Replies, Requests, in_time, send_all, until},
     rules::{
@@ -48,6 +48,14 @@ impl Forward<'_> {
             if method.lane == Lane::Compact {
                 compacts_at = compaction(&requests, &body);
             }
+            let body = match (self.namespace.leases(), method.keys.request) {
+                (Some(block), Some(shape)) if own::makes_lease(shape) && framing::is_whole(&body) => {
+                    let message = requests.unframe(&body)?;
+                    let with_lease = own::with_lease(self.upstream, caller, block, shape, message);
+                    framing::frame(&Box::pin(with_lease).await?)
+                }
+                _ => body,
+            };
             match self.open(method, &requests, &body)? {
                 Some(opened) => self.upstream.call(&caller.uncompressed(), method, opened).await,
                 None => self.upstream.call(caller, method, body).await,
@@ -95,7 +103,7 @@ impl Forward<'_> {
 
     /// The shape whose keys must be rewritten, if there is a namespace at all.
     fn under_namespace(&self, shape: Option<Shape>) -> Option<Shape> {
-        shape.filter(|_| !self.namespace.is_empty())
+        shape.filter(|shape| self.namespace.edits(*shape))
     }
 
     async fn hand_down(

@@ -21,7 +21,9 @@ use crate::{
     metrics::Metrics,
     rules::{
         caller::{Caller, Credentials},
+        framing,
         status::{self, Code, Status},
+        wire,
     },
     upstream::Upstream,
 };
@@ -42,6 +44,9 @@ pub struct KeepAlives {
     drain: Observer,
     by_credentials: Mutex<HashMap<Credentials, Weak<Lanes>>>,
 }
+
+/// The field `ID` of a `LeaseKeepAliveResponse`.
+const ID: u32 = 2;
 
 /// The upstream streams of one set of credentials; each opens when it is first needed.
 struct Lanes([Lane; LANES]);
@@ -73,6 +78,7 @@ impl KeepAlives {
         deadline: Option<Instant>,
     ) -> Outcome {
         let lanes = self.lanes(caller);
+        let block = caller.namespace().leases();
         let mut drain = self.drain.clone();
         // etcd answers one stream's requests in their order, although ours take several lanes.
         let mut asked = FuturesOrdered::new();
@@ -89,8 +95,10 @@ impl KeepAlives {
                         Ok(request) => {
                             self.metrics.keepalives_received.inc();
                             let (answer, answered) = oneshot::channel();
-                            lanes.of(request.id).ask(Ask { lease: request.id, answer });
-                            asked.push_back(answered);
+                            let lease = block.map_or(request.id, |block| block.as_asked(request.id));
+                            lanes.of(lease).ask(Ask { lease, answer });
+                            let heard_of = (lease != request.id).then_some(request.id);
+                            asked.push_back(answered.map(move |answer| (answer, heard_of)));
                         }
                         Err(error) => return Ok(end(replies, &status::malformed(error))),
                     },
@@ -101,8 +109,9 @@ impl KeepAlives {
                     let mut out = BytesMut::new();
                     let mut next = Some(answer);
                     let mut refused = None;
-                    while let Some(answer) = next {
-                        match answer.unwrap_or_else(|_| Err(status::draining())) {
+                    while let Some((answer, heard_of)) = next {
+                        let answer = answer.unwrap_or_else(|_| Err(status::draining()));
+                        match answer.and_then(|framed| about(framed, heard_of)) {
                             Ok(framed) => out.extend_from_slice(&framed),
                             Err(status) => {
                                 refused = Some(status);
@@ -150,6 +159,13 @@ impl Lanes {
     fn of(&self, lease: i64) -> &Lane {
         &self.0[lease.rem_euclid(LANES as i64) as usize]
     }
+}
+
+/// An answer as it is for the client: about the lease that it asked for, if etcd was asked for another in its place.
+fn about(framed: Bytes, lease: Option<i64>) -> Answer {
+    let Some(lease) = lease else { return Ok(framed) };
+    let answer = framed.get(framing::PREFIX_LEN..).unwrap_or_default();
+    wire::with_int64(answer, ID, lease).map(|answer| framing::frame(&answer)).map_err(status::unreadable_answer)
 }
 
 /// What a request is answered with: a framed response, or the status that ends the client's stream.

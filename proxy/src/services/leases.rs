@@ -1,4 +1,8 @@
 //! LeaseLeases behind a namespace: the leases of the whole cluster, less those that hold only other people's keys.
+//!
+//! Where leases belong to somebody, `own` knows them by their ids.
+
+pub mod own;
 
 use std::sync::Arc;
 

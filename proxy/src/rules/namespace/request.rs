@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes};
 
 use super::{MAX_DEPTH, Namespace, Shape, put_message};
 use crate::rules::keys::NUL;
-use crate::rules::wire::{self, Malformed, Value};
+use crate::rules::wire::{self, Field, Malformed, Value};
 
 /// Messages that hold keys or hold such messages.
 #[derive(Clone, Copy)]
@@ -15,10 +15,15 @@ enum Message {
     Keys {
         key: u32,
         range_end: Option<u32>,
+        lease: Option<u32>,
     },
     /// The `name` of a lock or an election in field 1, to which etcd appends `/` and a lease: it makes a key even when
     /// it is empty or missing.
-    Named,
+    Named {
+        lease: Option<u32>,
+    },
+    /// A lease in field 1 and no key.
+    Lease,
     /// A submessage `leader` in field 1.
     Led,
     LeaderKey,
@@ -26,11 +31,11 @@ enum Message {
     RequestOp,
 }
 
-const RANGE: Message = Message::Keys { key: 1, range_end: Some(2) };
-const PUT: Message = Message::Keys { key: 1, range_end: None };
-const DELETE_RANGE: Message = Message::Keys { key: 1, range_end: Some(2) };
-const COMPARE: Message = Message::Keys { key: 3, range_end: Some(64) };
-const UNLOCK: Message = Message::Keys { key: 1, range_end: None };
+const RANGE: Message = Message::Keys { key: 1, range_end: Some(2), lease: None };
+const PUT: Message = Message::Keys { key: 1, range_end: None, lease: Some(3) };
+const DELETE_RANGE: Message = Message::Keys { key: 1, range_end: Some(2), lease: None };
+const COMPARE: Message = Message::Keys { key: 3, range_end: Some(64), lease: None };
+const UNLOCK: Message = Message::Keys { key: 1, range_end: None, lease: None };
 
 impl Message {
     fn of(shape: Shape) -> Result<Self, Malformed> {
@@ -40,7 +45,9 @@ impl Message {
             Shape::DeleteRange => Ok(DELETE_RANGE),
             Shape::Txn => Ok(Self::Txn),
             Shape::Unlock => Ok(UNLOCK),
-            Shape::Lock | Shape::Campaign | Shape::Leader => Ok(Self::Named),
+            Shape::Lock | Shape::Campaign => Ok(Self::Named { lease: Some(2) }),
+            Shape::Leader => Ok(Self::Named { lease: None }),
+            Shape::Lease => Ok(Self::Lease),
             Shape::Proclaim | Shape::Resign => Ok(Self::Led),
             Shape::RangeResponse
             | Shape::RangeStreamResponse
@@ -72,8 +79,8 @@ impl Message {
 /// See [`Namespace::request`]; the namespace is not the empty one.
 pub(super) fn prefix(namespace: &Namespace, shape: Shape, request: Bytes) -> Result<Bytes, Malformed> {
     let message = Message::of(shape)?;
-    if let Message::Keys { key, range_end } = message {
-        let edit = KeysEdit::of(namespace, &request, key, range_end)?;
+    if let Message::Keys { key, range_end, lease } = message {
+        let edit = KeysEdit::of(namespace, &request, key, range_end, lease)?;
         let mut out = Vec::with_capacity(edit.len());
         edit.put(&mut out);
         return Ok(out.into());
@@ -97,8 +104,13 @@ fn put(namespace: &Namespace, message: Message, body: &[u8], out: &mut Vec<u8>, 
         return Err(Malformed::Depth);
     }
     match message {
-        Message::Keys { key, range_end } => KeysEdit::of(namespace, body, key, range_end)?.put(out),
-        Message::Named => put_name(namespace, body, out)?,
+        Message::Keys { key, range_end, lease } => KeysEdit::of(namespace, body, key, range_end, lease)?.put(out),
+        Message::Named { lease } => put_name(namespace, body, lease, out)?,
+        Message::Lease => {
+            for field in wire::fields(body) {
+                put_other(namespace, body, &field?, Some(1), out);
+            }
+        }
         Message::LeaderKey => put_leader_key(namespace, body, out)?,
         Message::RequestOp => match merged_op(body)? {
             Some(merged) => put_submessages(namespace, message, &merged, out, depth)?,
@@ -119,8 +131,8 @@ fn put_submessages(
     for field in wire::fields(body) {
         let field = field?;
         match (message.submessage(field.number), field.value) {
-            (Some(Message::Keys { key, range_end }), Value::Bytes(body)) => {
-                let edit = KeysEdit::of(namespace, body, key, range_end)?;
+            (Some(Message::Keys { key, range_end, lease }), Value::Bytes(body)) => {
+                let edit = KeysEdit::of(namespace, body, key, range_end, lease)?;
                 wire::put_bytes_header(out, field.number, edit.len());
                 edit.put(out);
             }
@@ -181,6 +193,7 @@ struct KeysEdit<'a> {
     body: &'a [u8],
     key_number: u32,
     range_end_number: Option<u32>,
+    lease_number: Option<u32>,
     key: &'a [u8],
     range_end: &'a [u8],
     /// How many bytes are neither key nor range end, and where they are if they are in one piece.
@@ -195,12 +208,15 @@ impl<'a> KeysEdit<'a> {
         body: &'a [u8],
         key_number: u32,
         range_end_number: Option<u32>,
+        lease_number: Option<u32>,
     ) -> Result<Self, Malformed> {
+        let lease_number = lease_number.filter(|_| namespace.leases.is_some());
         let mut key: &[u8] = &[];
         let mut range_end: &[u8] = &[];
         let mut others_len = 0;
         let mut others_start = 0;
         let mut others_end = 0;
+        let mut is_edited = false;
         for field in wire::fields(body) {
             let field = field?;
             if let Some(bytes) = field.bytes(key_number) {
@@ -212,15 +228,22 @@ impl<'a> KeysEdit<'a> {
                     others_start = field.start;
                 }
                 others_end = field.end;
-                others_len += field.end - field.start;
+                match foreign_lease(namespace, &field, lease_number) {
+                    Some(instead) => {
+                        others_len += varint_field_len(field.number, instead);
+                        is_edited = true;
+                    }
+                    None => others_len += field.end - field.start,
+                }
             }
         }
         // Without a key there is no range: etcd refuses the request, and must not find an end to it either.
         if key.is_empty() {
             range_end = &[];
         }
-        let others = (others_end - others_start == others_len).then_some(&body[others_start..others_end]);
-        Ok(Self { namespace, body, key_number, range_end_number, key, range_end, others_len, others })
+        let in_one_piece = !is_edited && others_end - others_start == others_len;
+        let others = in_one_piece.then_some(&body[others_start..others_end]);
+        Ok(Self { namespace, body, key_number, range_end_number, lease_number, key, range_end, others_len, others })
     }
 
     fn len(&self) -> usize {
@@ -266,21 +289,21 @@ impl<'a> KeysEdit<'a> {
         for field in wire::fields(self.body).flatten() {
             let is_end = self.range_end_number.is_some_and(|number| field.bytes(number).is_some());
             if field.bytes(self.key_number).is_none() && !is_end {
-                out.put_slice(&self.body[field.start..field.end]);
+                put_other(self.namespace, self.body, &field, self.lease_number, out);
             }
         }
     }
 }
 
 /// A lock or an election: prefix the name, and give one to whoever has none, or its keys would start with `/`.
-fn put_name(namespace: &Namespace, body: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
+fn put_name(namespace: &Namespace, body: &[u8], lease: Option<u32>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     const NAME: u32 = 1;
     let name = wire::last_bytes(body, NAME)?;
     put_prefixed(namespace, NAME, name, out);
     for field in wire::fields(body) {
         let field = field?;
         if field.bytes(NAME).is_none() {
-            out.put_slice(&body[field.start..field.end]);
+            put_other(namespace, body, &field, lease, out);
         }
     }
     Ok(())
@@ -292,12 +315,13 @@ fn put_name(namespace: &Namespace, body: &[u8], out: &mut Vec<u8>) -> Result<(),
 fn put_leader_key(namespace: &Namespace, body: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
     const NAME: u32 = 1;
     const KEY: u32 = 2;
+    const LEASE: u32 = 4;
     for field in wire::fields(body) {
         let field = field?;
         match (field.bytes(NAME), field.bytes(KEY)) {
             (Some(name), _) if !name.is_empty() => put_prefixed(namespace, NAME, name, out),
             (_, Some(key)) if !key.is_empty() => put_prefixed(namespace, KEY, key, out),
-            _ => out.put_slice(&body[field.start..field.end]),
+            _ => put_other(namespace, body, &field, Some(LEASE), out),
         }
     }
     Ok(())
@@ -307,4 +331,25 @@ fn put_prefixed(namespace: &Namespace, number: u32, bytes: &[u8], out: &mut Vec<
     wire::put_bytes_header(out, number, namespace.prefix.len() + bytes.len());
     out.put_slice(&namespace.prefix);
     out.put_slice(bytes);
+}
+
+/// What is to stand in a field that holds a lease of somebody else's.
+#[inline]
+fn foreign_lease(namespace: &Namespace, field: &Field<'_>, lease: Option<u32>) -> Option<u64> {
+    let (block, found) = (namespace.leases?, field.varint(lease?)?);
+    let instead = block.as_asked(found as i64) as u64;
+    (instead != found).then_some(instead)
+}
+
+fn varint_field_len(number: u32, varint: u64) -> usize {
+    wire::varint_len(u64::from(number) << 3) + wire::varint_len(varint)
+}
+
+/// A field without a key. Each lease in it is judged where it stands, so that whichever of several counts to a decoder,
+/// it is no foreign one.
+fn put_other(namespace: &Namespace, body: &[u8], field: &Field<'_>, lease: Option<u32>, out: &mut Vec<u8>) {
+    match foreign_lease(namespace, field, lease) {
+        Some(instead) => wire::put_varint_field(out, field.number, instead),
+        None => out.put_slice(&body[field.start..field.end]),
+    }
 }

@@ -56,7 +56,8 @@ impl Message {
             | Shape::Campaign
             | Shape::Proclaim
             | Shape::Leader
-            | Shape::Resign => Err(Malformed::Direction),
+            | Shape::Resign
+            | Shape::Lease => Err(Malformed::Direction),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{
-    DeleteRangeRequest, DeleteRangeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, request_op, response_op,
+    DeleteRangeRequest, DeleteRangeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, request_op, response_op,
 };
 use etcd_proxy_proto::mvccpb::KeyValue;
 use etcd_proxy_proto::v3electionpb::{
@@ -20,6 +20,7 @@ use crate::rules::samples::{self, damage, keys, prefixes};
 /// A place in a message where a key stands.
 enum Slot<'a> {
     Keys(&'a mut Bytes, Option<&'a mut Bytes>),
+    Lease(&'a mut i64),
     Name(&'a mut Bytes),
     LeaderName(&'a mut Bytes),
     AnswerKey(&'a mut Bytes),
@@ -43,7 +44,7 @@ fn visit_request(shape: Shape, bytes: &[u8], visit: Visit<'_>) -> Option<Vec<u8>
         for op in message.success.iter_mut().chain(&mut message.failure) {
             match &mut op.request {
                 Some(request_op::Request::RequestRange(r)) => visit(Slot::Keys(&mut r.key, Some(&mut r.range_end))),
-                Some(request_op::Request::RequestPut(p)) => visit(Slot::Keys(&mut p.key, None)),
+                Some(request_op::Request::RequestPut(p)) => put(p, visit),
                 Some(request_op::Request::RequestDeleteRange(d)) => {
                     visit(Slot::Keys(&mut d.key, Some(&mut d.range_end)));
                 }
@@ -52,25 +53,37 @@ fn visit_request(shape: Shape, bytes: &[u8], visit: Visit<'_>) -> Option<Vec<u8>
             }
         }
     }
+    fn put(message: &mut PutRequest, visit: Visit<'_>) {
+        visit(Slot::Keys(&mut message.key, None));
+        visit(Slot::Lease(&mut message.lease));
+    }
     fn leader(leader: &mut Option<LeaderKey>, visit: Visit<'_>) {
         if let Some(leader) = leader {
+            visit(Slot::Lease(&mut leader.lease));
             visit(Slot::LeaderName(&mut leader.name));
             visit(Slot::Keys(&mut leader.key, None));
         }
     }
     match shape {
         Shape::Range => rewrite::<RangeRequest>(bytes, |m| visit(Slot::Keys(&mut m.key, Some(&mut m.range_end)))),
-        Shape::Put => rewrite::<PutRequest>(bytes, |m| visit(Slot::Keys(&mut m.key, None))),
+        Shape::Put => rewrite::<PutRequest>(bytes, |m| put(m, visit)),
         Shape::DeleteRange => {
             rewrite::<DeleteRangeRequest>(bytes, |m| visit(Slot::Keys(&mut m.key, Some(&mut m.range_end))))
         }
         Shape::Txn => rewrite::<TxnRequest>(bytes, |m| txn(m, visit)),
-        Shape::Lock => rewrite::<LockRequest>(bytes, |m| visit(Slot::Name(&mut m.name))),
+        Shape::Lock => rewrite::<LockRequest>(bytes, |m| {
+            visit(Slot::Name(&mut m.name));
+            visit(Slot::Lease(&mut m.lease));
+        }),
         Shape::Unlock => rewrite::<UnlockRequest>(bytes, |m| visit(Slot::Keys(&mut m.key, None))),
-        Shape::Campaign => rewrite::<CampaignRequest>(bytes, |m| visit(Slot::Name(&mut m.name))),
+        Shape::Campaign => rewrite::<CampaignRequest>(bytes, |m| {
+            visit(Slot::Name(&mut m.name));
+            visit(Slot::Lease(&mut m.lease));
+        }),
         Shape::Proclaim => rewrite::<ProclaimRequest>(bytes, |m| leader(&mut m.leader, visit)),
         Shape::Leader => rewrite::<LeaderRequest>(bytes, |m| visit(Slot::Name(&mut m.name))),
         Shape::Resign => rewrite::<ResignRequest>(bytes, |m| leader(&mut m.leader, visit)),
+        Shape::Lease => rewrite::<LeaseTimeToLiveRequest>(bytes, |m| visit(Slot::Lease(&mut m.id))),
         _ => unreachable!("{shape:?} is an answer"),
     }
 }
@@ -127,6 +140,7 @@ fn prefix_slot(namespace: &Namespace, slot: Slot<'_>) {
             }
         }
         Slot::LeaderName(name) if name.is_empty() => {}
+        Slot::Lease(lease) => *lease = namespace.leases.map_or(*lease, |block| block.as_asked(*lease)),
         Slot::Name(name) | Slot::LeaderName(name) => *name = prefixed(name),
         _ => unreachable!("no request has it"),
     }
@@ -165,6 +179,10 @@ fn assert_inside(namespace: &Namespace, slot: Slot<'_>) {
             }
         }
         Slot::Name(name) => assert!(inside(name), "{name:?}"),
+        Slot::Lease(lease) => {
+            let is_asked = |block: LeaseBlock| block.as_asked(*lease) == *lease;
+            assert!(namespace.leases.is_none_or(is_asked), "{lease:?}");
+        }
         Slot::LeaderName(name) => assert!(name.is_empty() || inside(name), "{name:?}"),
         _ => unreachable!("no request has it"),
     }
@@ -188,11 +206,18 @@ fn responses() -> impl Strategy<Value = (Bytes, Shape, Vec<u8>)> {
 }
 
 fn check_request(prefix: Bytes, shape: Shape, request: Vec<u8>) {
+    let block = LeaseBlock::of(b"key", &prefix);
     let namespace = Namespace::new(prefix);
-    let expected = visit_request(shape, &request, &mut |slot| prefix_slot(&namespace, slot));
+    check_request_in(&namespace, shape, request.clone());
+    // Leases of its own, among them one that does occur in the samples.
+    check_request_in(&namespace.with_leases(block), shape, request);
+}
+
+fn check_request_in(namespace: &Namespace, shape: Shape, request: Vec<u8>) {
+    let expected = visit_request(shape, &request, &mut |slot| prefix_slot(namespace, slot));
     let edited = namespace.request(shape, Bytes::from(request));
     if let Ok(edited) = &edited {
-        visit_request(shape, edited, &mut |slot| assert_inside(&namespace, slot));
+        visit_request(shape, edited, &mut |slot| assert_inside(namespace, slot));
     }
     // What prost can read, we can, and to the same effect.
     if let Some(expected) = expected {
@@ -407,5 +432,52 @@ fn a_message_that_goes_the_other_way_is_refused() {
     }
     for shape in Shape::REQUESTS {
         assert_eq!(namespace.response(shape, Bytes::new()), Err(Broken::Malformed(Malformed::Direction)));
+    }
+}
+
+#[test]
+fn the_lease_of_another_goes_up_as_one_that_does_not_exist() {
+    let block = LeaseBlock::of(b"key", b"ns/");
+    let namespace = Namespace::new("ns/").with_leases(block);
+    let (own, foreign) = (block.make(7), 0x1234);
+    let put = |lease| PutRequest { key: "k".into(), value: "v".into(), lease, ..PutRequest::default() };
+    for (lease, asked) in [(own, own), (foreign, block.nobody()), (block.nobody(), block.nobody()), (0, 0)] {
+        let request = Bytes::from(put(lease).encode_to_vec());
+        let edited = namespace.request(Shape::Put, request).expect("a good request");
+        assert_eq!(PutRequest::decode(edited).expect("a good request").lease, asked);
+    }
+    // Twice, the second overlong: neither decoder may find the foreign one.
+    let twice = b"\x0a\x01k\x18\xb4\x24\x18\xb4\xa4\x80\x00";
+    let edited = namespace.request(Shape::Put, Bytes::from_static(twice)).expect("a readable request");
+    let leases: Vec<_> = wire::fields(&edited).flatten().filter_map(|field| field.varint(3)).collect();
+    assert_eq!(leases, [block.nobody() as u64; 2]);
+}
+
+/// What no tenant may see; each foreign key of a hostile etcd holds it.
+const FOREIGN: &[u8] = b"FOREIGN";
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn no_byte_of_a_foreign_key_reaches_a_tenant(
+        (shape, response) in response_shapes()
+            .prop_flat_map(|shape| (Just(shape), samples::response(shape, Bytes::from_static(FOREIGN)))),
+        prefix in prefixes(),
+        damages in vec(damage(), 0..4),
+    ) {
+        let hostile = damages.iter().fold(response, |response, damage| damage.done_to(&response));
+        let holds = |bytes: &[u8]| bytes.windows(FOREIGN.len()).any(|window| window == FOREIGN);
+        let namespace = Namespace::new(prefix);
+        if let Ok(shown) = namespace.response(shape, Bytes::from(hostile.clone())) {
+            // Values and fields that etcd does not have are not keys; the samples put none of it there.
+            let mut keys = Vec::new();
+            visit_response(shape, &shown, &mut |slot| match slot {
+                Slot::AnswerKey(key) | Slot::AnswerLockKey(key) | Slot::AnswerName(key) => keys.push(key.clone()),
+                Slot::AnswerKeys(several) => keys.extend(several.iter().cloned()),
+                _ => unreachable!("no answer has it"),
+            });
+            prop_assert!(!keys.iter().any(|key| holds(key)), "{shape:?} {keys:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use h2::SendStream;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Answer;
+use super::{Answer, ID};
 use crate::{
     metrics::Metrics,
     rules::{
@@ -27,8 +27,6 @@ use crate::{
 };
 
 const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
-/// The field `ID` of a `LeaseKeepAliveResponse`.
-const ID: u32 = 2;
 
 /// A client's wish to have a lease renewed.
 pub struct Ask {
