@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the foreign programs that tests, demo and comparisons run: etcd,
-# etcdctl, etcdutl, etcd's benchmark and etcd's own test suites, each at the
-# version that the go.mod of the same name pins.
+# etcdctl, etcdutl, etcd's benchmark, etcd's own test suites, and Kubernetes'
+# control plane with kubectl, each at the version that the go.mod of the same
+# name pins.
 #
-# usage: tools/build.sh NAME...      NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance
+# usage: tools/build.sh NAME...      NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes
 #
 # Prints, for each NAME, the folder that holds its programs, on stdout; all
 # else goes to stderr. What is already built is not built again, and two callers
@@ -18,7 +19,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 GO_NEEDED=1.26.0
 
 # A build that hangs must not hang its callers for ever. A cold build on two
-# slow cores takes about five minutes, and callers queue behind one another.
+# slow cores takes about five minutes, Kubernetes' fifteen, and callers queue
+# behind one another.
 LOCK_SECONDS=1800
 
 if [[ -n "${ETCD_PROXY_TOOLS:-}" ]]; then
@@ -47,7 +49,8 @@ pinned() {
     etcd-*) module=go.etcd.io/etcd/server/v3 ;;
     benchmark) module=go.etcd.io/etcd/v3 ;;
     conformance) module=go.etcd.io/etcd/tests/v3 ;;
-    *) die "unknown name '$1'; known are etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance" ;;
+    kubernetes) module=k8s.io/kubernetes ;;
+    *) die "unknown name '$1'; known are etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes" ;;
   esac
   sed -n "s|^\(require \)\{0,1\}[[:space:]]*$module v\([^ ]*\).*|\2|p" "$here/$1/go.mod" | head -n 1
 }
@@ -58,6 +61,7 @@ programs() {
     etcd-*) echo etcd etcdctl etcdutl ;;
     benchmark) echo benchmark ;;
     conformance) echo e2e.test common.test no_proxy.test ;;
+    kubernetes) echo kube-apiserver kube-controller-manager kube-scheduler kubectl ;;
   esac
 }
 
@@ -159,6 +163,11 @@ compile() {
     conformance)
       compile_suites "$out"
       ;;
+    kubernetes)
+      # Without a version of their own the programs call themselves v0.0.0, and clients refuse that.
+      go build -trimpath -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=v$(pinned kubernetes)" \
+        -o "$out/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubectl}
+      ;;
   esac
 }
 
@@ -183,7 +192,8 @@ compile_suites() {
 }
 
 build() {
-  local name=$1 version bin temporary
+  local name=$1 version bin temporary minutes="1 to 4"
+  [[ $name != kubernetes ]] || minutes="6 to 15"
   version=$(pinned "$name")
   [[ -n "$version" ]] || die "$here/$name/go.mod pins no version"
   bin=$cache/${name%-3.?}-$version/bin
@@ -203,7 +213,7 @@ build() {
         temporary=$(mktemp -d "$cache/.$name.XXXXXX")
         chmod 755 "$temporary"
         trap 'rm -rf "$temporary"' EXIT
-        watched "building $name ($version) from its Go module, 1 to 4 minutes" compile "$name" "$temporary"
+        watched "building $name ($version) from its Go module, $minutes minutes" compile "$name" "$temporary"
         mkdir -p "$(dirname "$bin")"
         mv -T "$temporary" "$bin"
         trap - EXIT
@@ -214,7 +224,7 @@ build() {
   echo "$bin"
 }
 
-[[ $# -gt 0 ]] || die "usage: tools/build.sh NAME...   with NAME one of etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance"
+[[ $# -gt 0 ]] || die "usage: tools/build.sh NAME...   with NAME one of etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes"
 for name in "$@"; do
   build "$name"
 done

@@ -1,1 +1,3 @@
-//! Deploys etcd-proxy on Kubernetes from an `EtcdProxy` resource; the reconciler is not written yet.
+//! Deploys etcd-proxy on Kubernetes from an `EtcdProxy` resource.
+
+pub mod api;
