@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 # The programs that cargo test leaves behind serve the demo and etcd's suites too.
 debug_proxy := ETCD_PROXY_BIN=$(target)/debug/etcd-proxy
 
-.PHONY: help build demo test conformance versus prerequisites
+.PHONY: help build demo test lint conformance versus prerequisites
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 14
@@ -32,6 +32,12 @@ test: prerequisites ## Everything that CI checks: all tests, the demo, and a par
 	@cd $(root) && $(phase) "cargo test" cargo test --locked --workspace
 	@$(phase) "demo" env $(debug_proxy) $(root)/e2e/demo.sh
 	@$(phase) "etcd's own suites, fast part" env $(debug_proxy) SUBSET=fast $(root)/e2e/conformance/run.sh
+
+# A second library of cryptography would double what must be watched for advisories.
+lint: prerequisites ## rustfmt, clippy and the dependencies; silence is good
+	cd $(root) && cargo fmt --all --check && cargo clippy --locked --workspace --all-targets -- -D warnings
+	cd $(root) && for other in ring openssl-sys native-tls; do \
+		if cargo tree --locked --workspace --edges all --invert $$other 2>/dev/null | grep .; then exit 1; fi; done
 
 conformance: prerequisites ## etcd's own test suites through the proxy, into docs/conformance.md; SUBSET=fast for five minutes of them
 	@$(root)/e2e/conformance/run.sh

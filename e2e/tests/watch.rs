@@ -120,7 +120,7 @@ async fn a_thousand_watchers_on_one_range_cost_etcd_one_watcher() {
     let mut watchers = Vec::new();
     for index in 0..20 {
         let channel = channel(&proxy).await;
-        let mut watcher = Watcher::open(&channel).await;
+        let watcher = Watcher::open(&channel).await;
         for number in 0..50 {
             // Some from now, some from the past.
             let start_revision = if (index + number) % 2 == 0 { 0 } else { first };

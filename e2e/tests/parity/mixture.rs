@@ -258,7 +258,7 @@ impl<'a> Mixture<'a> {
                     continue;
                 };
                 made |= answer.created && answer.watch_id == barrier;
-                let header = answer.header.clone().expect("etcd's answers have a header");
+                let header = answer.header.expect("etcd's answers have a header");
                 let report = answer.watch_id == -1 && answer.events.is_empty() && !answer.created && !answer.canceled;
                 if report && made && header.revision >= self.revision {
                     break;
