@@ -14,10 +14,12 @@ use crate::{
     rules::tenant::identity::Tenants,
     server::{self, Bound, Front, Shards},
     services::{
+        cache::{self, Cache},
         cluster::{Advertised, Cluster},
         health::Health,
         keepalive::KeepAlives,
         leases::Leases,
+        ordering::Ordering,
         watch::hub::{self, Hub},
     },
     tls::ReloadOutcome,
@@ -48,6 +50,8 @@ pub struct Config {
     pub health: upstream::health::Config,
     pub tenants: Tenants,
     pub watch: hub::Config,
+    pub cache: cache::Config,
+    pub ordering: Ordering,
     /// How this proxy is shown to clients that ask for the members; without it they see etcd's own.
     pub advertised: Option<Proxy>,
     /// How it registers itself among the cluster's proxies, if it does.
@@ -140,6 +144,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered }));
 
     let hub = Hub::new(upstream.clone(), metrics.clone(), config.watch, watcher.observer());
+    let cache = Cache::new(hub.clone(), metrics.clone(), config.cache);
     let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.observer()));
     let leases = Leases::default();
     let health = Health::new(endpoints.clone(), watcher.observer());
@@ -163,6 +168,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             cluster: cluster.clone(),
             leases: leases.clone(),
             health: health.clone(),
+            cache: cache.clone(),
+            ordering: config.ordering,
             metrics: shard_metrics.clone(),
             logs_calls: config.logs_calls,
         })

@@ -10,7 +10,7 @@ use crate::{
     flags::{Flags, MetricsUrl, Refusal},
     resolver::{self, Proxy},
     server,
-    services::watch::hub,
+    services::{cache, ordering::Ordering, watch::hub},
     tls::{self, ClientTls, ServerTls, self_signed, versions},
     upstream::{
         Limits, channel,
@@ -77,6 +77,12 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         },
         health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
         tenants: tenants::tenants(flags)?,
+        cache: cache::Config {
+            max_bytes: usize::try_from(flags.cache_bytes).unwrap_or(usize::MAX),
+            staleness: flags.cache_staleness,
+            has_certificate: flags.cert.is_some(),
+        },
+        ordering: Ordering { is_strict: flags.experimental_serializable_ordering },
         watch: hub::Config { max_log_bytes: flags.watch_log_max_bytes as usize },
         registration: advertised.clone().and_then(|this| registration(flags, this)),
         advertised,

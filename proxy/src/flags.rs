@@ -300,6 +300,20 @@ pub struct Flags {
     #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "4194304", value_parser = uint32)]
     pub watch_log_max_bytes: u32,
 
+    /// memory for cached reads, in bytes (0 to send every read to etcd by itself)
+    ///
+    /// 64 MiB hold some hundred thousand small keys. One range may take a quarter of it. What is answered from the cache is
+    /// no older than etcd's own answer would be, so that it can be on unasked.
+    #[arg(long, help_heading = OURS, value_name = "uint64", default_value = "67108864", value_parser = uint64)]
+    pub cache_bytes: u64,
+
+    /// how old the knowledge may be on which a serializable read is answered from the cache
+    ///
+    /// 0 asks etcd how far it is for each read, once for all who wait, so that nobody sees less than at etcd itself.
+    #[arg(long, help_heading = OURS, value_name = "duration", default_value = "0s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub cache_staleness: Duration,
+
     /// largest header list of a client's request, in bytes
     ///
     /// 64 KiB holds eight times the 8 KiB that gRPC recommends, and any usual token. grpc-go's 16 MiB would let one

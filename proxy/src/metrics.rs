@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use prometheus::{IntCounter, IntGauge, Registry, TextEncoder, proto::MetricFamily};
@@ -57,6 +57,19 @@ pub struct Metrics {
     pub watch_catch_ups: IntCounter,
     /// Upstream watches that were taken up again after their stream broke.
     pub watch_resumes: IntCounter,
+    /// Reads answered from the cache, and those that went to etcd.
+    pub cache_hits: IntCounter,
+    pub cache_misses: IntCounter,
+    /// What the cache holds.
+    pub cache_keys: IntGauge,
+    pub cache_ranges: IntGauge,
+    pub cache_bytes: IntGauge,
+    /// Ranges that the cache has given up.
+    pub cache_drops: IntCounter,
+    /// How old the knowledge was on which a read was last answered from the cache, in microseconds.
+    staleness: AtomicU64,
+    /// Reads that were answered together with another.
+    pub reads_merged: IntCounter,
     /// LeaseKeepAlive RPCs that clients have open.
     pub keepalive_streams: IntGauge,
     /// Keepalive requests that came from clients.
@@ -125,7 +138,7 @@ impl Default for Metrics {
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
-        let metrics = Self {
+        Self {
             // A proxy lives as long as its process, and a static reference can be handed to every call for nothing.
             calls: Box::leak(Box::new(Calls::new())),
             endpoints: Mutex::default(),
@@ -139,6 +152,14 @@ impl Metrics {
             watch_joins: family::WATCH_JOINS.int_counter(&registry),
             watch_catch_ups: family::WATCH_CATCH_UPS.int_counter(&registry),
             watch_resumes: family::WATCH_RESUMES.int_counter(&registry),
+            cache_hits: family::CACHE_HITS.int_counter(&registry),
+            cache_misses: family::CACHE_MISSES.int_counter(&registry),
+            cache_keys: family::CACHE_KEYS.int_gauge(&registry),
+            cache_ranges: family::CACHE_RANGES.int_gauge(&registry),
+            cache_bytes: family::CACHE_BYTES.int_gauge(&registry),
+            cache_drops: family::CACHE_DROPS.int_counter(&registry),
+            staleness: AtomicU64::new(0),
+            reads_merged: family::READS_MERGED.int_counter(&registry),
             keepalive_streams: family::KEEPALIVE_STREAMS.int_gauge(&registry),
             keepalives_received: family::KEEPALIVES_RECEIVED.int_counter(&registry),
             keepalives_sent: family::KEEPALIVES_SENT.int_counter(&registry),
@@ -147,12 +168,12 @@ impl Metrics {
             health_failures: family::HEALTH_FAILURES.int_counter(&registry),
             reloads: Default::default(),
             registry,
-        };
-        // There is no cache, so these stay where they are.
-        for nothing in [&family::CACHE_KEYS, &family::CACHE_HITS, &family::CACHE_MISSES] {
-            nothing.int_gauge(&metrics.registry);
         }
-        metrics
+    }
+
+    /// Notes how old the knowledge was on which a read was answered from the cache.
+    pub fn served_stale_by(&self, age: Duration) {
+        self.staleness.store(u64::try_from(age.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     pub fn handshake_failed(&self) {
@@ -191,6 +212,8 @@ impl Metrics {
         families.extend(self.calls.gather());
         families.extend(self.gather_endpoints());
         families.extend(self.gather_coalescing());
+        let staleness = Duration::from_micros(self.staleness.load(Ordering::Relaxed));
+        families.extend(family::CACHE_STALENESS.single(staleness.as_secs_f64()));
         families.extend(self.gather_reloads());
         families.extend(gather_observed(observed));
         families.extend(process::gather());

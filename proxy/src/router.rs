@@ -20,11 +20,13 @@ use crate::{
         tenant::{identity::Tenants, policy::Verdict},
     },
     services::{
+        cache::Cache,
         calls,
         cluster::Cluster,
         health::Health,
         keepalive::KeepAlives,
         leases::{Leases, own},
+        ordering::Ordering,
         watch,
         watch::hub::Hub,
     },
@@ -40,6 +42,9 @@ pub struct Router {
     pub cluster: Cluster,
     pub leases: Leases,
     pub health: Health,
+    /// Without one, every read goes to etcd by itself.
+    pub cache: Option<Arc<Cache>>,
+    pub ordering: Ordering,
     pub metrics: Arc<Metrics>,
     /// Whether each call is logged when it ends.
     pub logs_calls: bool,
@@ -110,14 +115,24 @@ impl Router {
             }
             Verdict::Refused(refusal) => return Ok(calls::fail(replies, &status::not_allowed(method, refusal))),
         };
-        let forward =
-            calls::Forward { upstream: &self.upstream, namespace: caller.namespace(), hub: &self.hub, reads_only };
+        let forward = calls::Forward {
+            upstream: &self.upstream,
+            namespace: caller.namespace(),
+            hub: &self.hub,
+            ordering: self.ordering,
+            reads_only,
+        };
+        if method.lane == Lane::Range
+            && let Some(cache) = &self.cache
+        {
+            return cache.serve(&forward, &caller, method, requests, replies, deadline).await;
+        }
         match method.lane {
             Lane::LeaseGrant | Lane::LeaseTimeToLive | Lane::LeaseLeases if caller.namespace().leases().is_some() => {
                 let answer = |request| self.own_leases(&caller, method, request);
                 Box::pin(calls::answer(answer, requests, replies, deadline)).await
             }
-            Lane::Forward | Lane::Compact | Lane::LeaseGrant | Lane::LeaseTimeToLive => {
+            Lane::Forward | Lane::Compact | Lane::Range | Lane::LeaseGrant | Lane::LeaseTimeToLive => {
                 forward.serve(&caller, method, requests, replies, deadline).await
             }
             // The other lanes are boxed: the task of every call is as large as the largest lane that stands in it, and

@@ -1,5 +1,6 @@
 //! What etcd's world is: no await, no clock, no lock, no log.
 
+pub mod cache;
 pub mod caller;
 pub mod event;
 pub mod framing;

@@ -64,10 +64,13 @@ pub struct Answer {
 /// The messages of an answer and then its trailers. Dropped early, it tells etcd to stop.
 pub struct Body {
     stream: RecvStream,
+    /// A piece that was looked at and not taken.
+    peeked: Option<Bytes>,
     _place: Place,
 }
 
 /// The one message of a unary answer.
+#[derive(Clone)]
 pub struct Collected {
     pub headers: HeaderMap,
     /// Without framing; `None` when the call failed.
@@ -124,7 +127,18 @@ impl Upstream {
 
     /// Sends a request that is complete (`body` is one framed message) and waits for the answer's headers.
     pub async fn call(&self, caller: &Caller, method: &'static Method, body: Bytes) -> Result<Answer, Status> {
-        let mut tried = Vec::new();
+        self.call_beyond(caller, method, body, &[]).await
+    }
+
+    /// The same at none of the endpoints in `avoid`, whose answers did not do.
+    pub async fn call_beyond(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        body: Bytes,
+        avoid: &[Arc<Endpoint>],
+    ) -> Result<Answer, Status> {
+        let mut tried = avoid.to_vec();
         let mut last = None;
         let mut passed = 0;
         while let Some(endpoint) = self.endpoints.pick(caller.connection.number, &tried) {
@@ -144,7 +158,7 @@ impl Upstream {
                         Some(Trouble::Sick) if method.is_retry_safe() && self.is_better_elsewhere(caller, &tried) => (),
                         Some(Trouble::Passed) if method.is_retry_safe() && passed < MAX_PASSED => {
                             passed += 1;
-                            tried.clear();
+                            tried.truncate(avoid.len());
                             tokio::time::sleep(PASSED_BACKOFF * passed).await;
                         }
                         _ => return Ok(answer),
@@ -206,7 +220,7 @@ impl Upstream {
     }
 
     /// Whether an endpoint that was not tried is well.
-    fn is_better_elsewhere(&self, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
+    pub fn is_better_elsewhere(&self, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
         self.endpoints.pick(caller.connection.number, tried).is_some_and(|other| other.state().is_usable())
     }
 
@@ -269,8 +283,12 @@ impl Upstream {
         send.send_data(body, true).map_err(|error| Failure::Unsent(error.to_string()))?;
         let response = response.await.map_err(|error| classify(&error))?;
         let (parts, stream) = response.into_parts();
-        Ok(Answer { endpoint: endpoint.clone(), headers: parts.headers, body: Body { stream, _place: place } }
-            .checked(parts.status))
+        Ok(Answer {
+            endpoint: endpoint.clone(),
+            headers: parts.headers,
+            body: Body { stream, peeked: None, _place: place },
+        }
+        .checked(parts.status))
     }
 
     async fn begin(
@@ -410,7 +428,21 @@ impl Body {
         std::future::poll_fn(|context| self.poll_data(context)).await
     }
 
+    /// The next piece of the answer, which stays the next.
+    pub async fn peek(&mut self) -> Option<Result<&Bytes, Status>> {
+        if self.peeked.is_none() {
+            match self.data().await? {
+                Ok(data) => self.peeked = Some(data),
+                Err(status) => return Some(Err(status)),
+            }
+        }
+        self.peeked.as_ref().map(Ok)
+    }
+
     pub fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        if let Some(data) = self.peeked.take() {
+            return Poll::Ready(Some(Ok(data)));
+        }
         self.stream.poll_data(context).map(|data| {
             data.map(|data| {
                 let data = data.map_err(|error| status::broken(error))?;
@@ -430,7 +462,7 @@ impl Body {
     }
 
     pub fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.peeked.is_none() && self.stream.is_end_stream()
     }
 }
 
@@ -441,7 +473,8 @@ impl Duplex {
         let answer = async move {
             let response = response.await.map_err(|error| status::broken(error))?;
             let (parts, stream) = response.into_parts();
-            Ok(Answer { endpoint, headers: parts.headers, body: Body { stream, _place: place } }.checked(parts.status))
+            Ok(Answer { endpoint, headers: parts.headers, body: Body { stream, peeked: None, _place: place } }
+                .checked(parts.status))
         };
         (send, answer)
     }

@@ -18,6 +18,7 @@ use crate::{
         health::Health,
         keepalive::KeepAlives,
         leases::Leases,
+        ordering::Ordering,
         watch::hub::{self, Hub},
     },
     upstream::{self, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints},
@@ -53,6 +54,8 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         cluster: Cluster::new(None),
         leases: Leases::default(),
         health: Health::new(endpoints.clone(), drain.clone()),
+        cache: None,
+        ordering: Ordering { is_strict: false },
         metrics,
         logs_calls: false,
     });

@@ -140,8 +140,8 @@ impl Flags {
                 "insecure-discovery has no effect without discovery-srv",
             ),
             (
-                self.experimental_serializable_ordering,
-                "experimental-serializable-ordering has no effect: a connection's reads come from one member while it serves",
+                self.cache_bytes == 0 && !self.cache_staleness.is_zero(),
+                "cache-staleness has no effect, since cache-bytes is 0",
             ),
             (
                 !self.experimental_leasing_prefix.is_empty(),

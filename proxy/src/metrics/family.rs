@@ -64,9 +64,9 @@ families! {
     MESSAGES_SENT = counter("grpc_server_msg_sent_total", CALL, "Total number of gRPC stream messages sent by the server.");
     WATCHERS_COALESCING = gauge("etcd_grpc_proxy_watchers_coalescing_total", &[], "Client watches beyond the watches on etcd that serve them, which is how many watches etcd is spared.");
     EVENTS_COALESCING = counter("etcd_grpc_proxy_events_coalescing_total", &[], "Events handed to clients beyond those that etcd sent, which is how many events etcd is spared.");
-    CACHE_KEYS = gauge("etcd_grpc_proxy_cache_keys_total", &[], "Total number of keys/ranges cached. Always 0, as this proxy asks etcd for each read.");
-    CACHE_HITS = gauge("etcd_grpc_proxy_cache_hits_total", &[], "Total number of cache hits. Always 0, as this proxy asks etcd for each read.");
-    CACHE_MISSES = gauge("etcd_grpc_proxy_cache_misses_total", &[], "Total number of cache misses. Always 0, as this proxy asks etcd for each read.");
+    CACHE_KEYS = gauge("etcd_grpc_proxy_cache_keys_total", &[], "Keys that the cache holds.");
+    CACHE_HITS = counter("etcd_grpc_proxy_cache_hits_total", &[], "Reads that were answered from the cache.");
+    CACHE_MISSES = counter("etcd_grpc_proxy_cache_misses_total", &[], "Reads that went to etcd, by themselves or together with others.");
     HEALTH_SUCCESS = counter("etcd_server_health_success", &[], "The total number of successful health checks");
     HEALTH_FAILURES = counter("etcd_server_health_failures", &[], "The total number of failed health checks");
     // Clients.
@@ -87,6 +87,12 @@ families! {
     WATCH_RESUMES = counter("etcd_proxy_watch_resumes_total", &[], "Upstream watches that were taken up again after their stream broke.");
     WATCH_EVENTS_RECEIVED = counter("etcd_proxy_watch_events_received_total", &[], "Events that etcd sent to this proxy.");
     WATCH_EVENTS_DELIVERED = counter("etcd_proxy_watch_events_delivered_total", &[], "Events handed to clients, each counted once per client watch that got it.");
+    // Reads.
+    CACHE_RANGES = gauge("etcd_proxy_cache_ranges", &[], "Ranges that the cache holds.");
+    CACHE_BYTES = gauge("etcd_proxy_cache_bytes", &[], "About how much memory the cached ranges take.");
+    CACHE_DROPS = counter("etcd_proxy_cache_drops_total", &[], "Ranges that the cache has given up, because they were idle, too much, or lost.");
+    CACHE_STALENESS = gauge("etcd_proxy_cache_staleness_seconds", &[], "How old the knowledge was on which a read was last answered from the cache; 0 unless --cache-staleness allows more.");
+    READS_MERGED = counter("etcd_proxy_reads_merged_total", &[], "Reads that were answered together with another that asked the same.");
     // Leases and registration.
     KEEPALIVE_STREAMS = gauge("etcd_proxy_keepalive_streams", &[], "LeaseKeepAlive RPCs that clients have open.");
     KEEPALIVES_RECEIVED = counter("etcd_proxy_keepalives_received_total", &[], "Lease keepalive requests that came from clients.");

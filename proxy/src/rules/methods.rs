@@ -53,6 +53,8 @@ pub enum Effect {
 pub enum Lane {
     /// Bytes through; keys are rewritten where `keys` says so and a namespace is set.
     Forward,
+    /// Answered from the cache, or forwarded.
+    Range,
     /// Forwarded, and on success the shared watches forget what was compacted.
     Compact,
     Watch,
@@ -157,7 +159,7 @@ use Effect::{Read, Write};
 use Kind::{Bidi, ServerStream, Unary};
 use Lane::{
     Compact, Forward, HealthCheck, HealthList, HealthWatch, KeepAlive, LeaseGrant, LeaseLeases, LeaseTimeToLive,
-    MemberList, Watch,
+    MemberList, Range, Watch,
 };
 use Revision::{Absent, Shown};
 
@@ -196,7 +198,7 @@ pub static METHODS: [Method; 52] = [
         Tenant,
     ),
     row("/etcdserverpb.KV/Put", Unary, Write, Forward, keys(Shape::Put, Some(Shape::PutResponse)), Shown, Tenant),
-    row("/etcdserverpb.KV/Range", Unary, Read, Forward, keys(Shape::Range, Some(Shape::RangeResponse)), Shown, Anyone),
+    row("/etcdserverpb.KV/Range", Unary, Read, Range, keys(Shape::Range, Some(Shape::RangeResponse)), Shown, Anyone),
     row(
         "/etcdserverpb.KV/RangeStream",
         ServerStream,

@@ -172,6 +172,11 @@ pub fn no_endpoints() -> Status {
     Status::unavailable("etcdclient: no available endpoints")
 }
 
+/// Every member that could be asked is behind what the caller has been shown, in the words of etcd's own client.
+pub fn no_greater_revision() -> Status {
+    Status::unknown("etcdclient: no cluster members have a revision higher than the previously received revision")
+}
+
 /// The connection to etcd broke after the request may have reached it.
 pub fn broken(detail: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("error reading from server: {detail}"))

@@ -7,7 +7,11 @@ use etcd_proxy_proto::etcdserverpb::{CompactionRequest, CompactionResponse, Rang
 use http::HeaderMap;
 use prost::Message as _;
 
-use super::{leases::own, watch::hub::Hub};
+use super::{
+    leases::own,
+    ordering::{self, Ordering},
+    watch::hub::Hub,
+};
 use crate::{
     exchange::{Outcome, Replies, Requests, in_time, send_all, until},
     rules::{
@@ -20,7 +24,7 @@ use crate::{
         tenant::policy,
         wire,
     },
-    upstream::{Answer, Upstream, code_of},
+    upstream::{Answer, Collected, Upstream, code_of},
 };
 
 /// What forwarding needs: where to, under which prefix, and who wants to know the revisions that clients see.
@@ -28,6 +32,7 @@ pub struct Forward<'a> {
     pub upstream: &'a Upstream,
     pub namespace: &'a Namespace,
     pub hub: &'a Hub,
+    pub ordering: Ordering,
     /// Whether a transaction that writes is refused.
     pub reads_only: bool,
 }
@@ -42,9 +47,31 @@ impl Forward<'_> {
         mut replies: Replies,
         deadline: Option<Instant>,
     ) -> Outcome {
+        let body = tokio::select! {
+            biased;
+            body = until(deadline, requests.collect()) => body,
+            gone = replies.gone() => return Err(gone),
+        };
+        match body {
+            Ok(body) => self.send(caller, method, requests, body, replies, deadline, ()).await,
+            Err(status) => Ok(fail(replies, &status)),
+        }
+    }
+
+    /// The same with a request that is here already. `until_answered` is dropped when etcd begins to answer.
+    #[expect(clippy::too_many_arguments, reason = "they are one call's, and each is taken apart at once")]
+    pub async fn send(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        requests: Requests,
+        body: Bytes,
+        mut replies: Replies,
+        deadline: Option<Instant>,
+        until_answered: impl Sized,
+    ) -> Outcome {
         let mut compacts_at = None;
         let exchange = async {
-            let body = requests.collect().await?;
             if method.lane == Lane::Compact {
                 compacts_at = compaction(&requests, &body);
             }
@@ -57,8 +84,8 @@ impl Forward<'_> {
                 _ => body,
             };
             match self.open(method, &requests, &body)? {
-                Some(opened) => self.upstream.call(&caller.uncompressed(), method, opened).await,
-                None => self.upstream.call(caller, method, body).await,
+                Some(opened) => self.ordering.call(self.upstream, &caller.uncompressed(), method, opened).await,
+                None => self.ordering.call(self.upstream, caller, method, body).await,
             }
         };
         let answer = tokio::select! {
@@ -66,8 +93,9 @@ impl Forward<'_> {
             answer = until(deadline, exchange) => answer,
             gone = replies.gone() => return Err(gone),
         };
+        drop(until_answered);
         let outcome = match answer {
-            Ok(answer) => self.hand_down(answer, method, replies, deadline).await,
+            Ok(answer) => self.hand_down(answer, caller, method, replies, deadline).await,
             Err(status) => Ok(fail(replies, &status)),
         };
         // From here on no shared watch may begin before what is compacted.
@@ -79,7 +107,7 @@ impl Forward<'_> {
 
     /// The request as etcd is to have it, if its message must be opened here: with its keys in the namespace, and not
     /// compressed, since otherwise the answer would be.
-    fn open(&self, method: &Method, requests: &Requests, body: &Bytes) -> Result<Option<Bytes>, Status> {
+    pub fn open(&self, method: &Method, requests: &Requests, body: &Bytes) -> Result<Option<Bytes>, Status> {
         if self.reads_only {
             // What cannot be read here might be read otherwise by etcd, so it is not sent on.
             let message = requests.unframe(body)?;
@@ -88,7 +116,8 @@ impl Forward<'_> {
             }
         }
         let opened = self.under_namespace(method.keys.request).or(self.under_namespace(method.keys.response)).is_some();
-        let opened = opened || self.reads_only;
+        let linearized = self.ordering.wants_linearized(method);
+        let opened = opened || self.reads_only || linearized;
         // etcd refuses a request without a whole message in its own words, and finds no key in it.
         if !opened || !framing::is_whole(body) {
             return Ok(None);
@@ -98,6 +127,7 @@ impl Forward<'_> {
             Some(shape) => self.namespace.request(shape, message).map_err(status::malformed)?,
             None => message,
         };
+        let message = if linearized { ordering::linearized(&message) } else { message };
         Ok(Some(framing::frame(&message)))
     }
 
@@ -109,6 +139,7 @@ impl Forward<'_> {
     async fn hand_down(
         &self,
         mut answer: Answer,
+        caller: &Caller,
         method: &'static Method,
         mut replies: Replies,
         deadline: Option<Instant>,
@@ -119,7 +150,7 @@ impl Forward<'_> {
         }
         let shape = self.under_namespace(method.keys.response);
         if shape.is_some() && method.kind == Kind::Unary {
-            return self.hand_down_stripped(answer, shape, replies).await;
+            return self.hand_down_stripped(answer, caller, method, replies).await;
         }
         replies.begin(std::mem::take(&mut answer.headers))?;
         let mut size_check = SizeCheck::new(self.upstream.limits().max_answer);
@@ -146,7 +177,7 @@ impl Forward<'_> {
                 return Ok(fail(replies, &status));
             }
             if std::mem::take(&mut wants_revision) {
-                self.note_revision(data.get(framing::PREFIX_LEN..).unwrap_or_default());
+                self.note_revision(caller, data.get(framing::PREFIX_LEN..).unwrap_or_default());
             }
             let data = match &mut strip {
                 None => data,
@@ -160,7 +191,13 @@ impl Forward<'_> {
         Ok(finish(answer, replies).await)
     }
 
-    async fn hand_down_stripped(&self, answer: Answer, shape: Option<Shape>, mut replies: Replies) -> Outcome {
+    async fn hand_down_stripped(
+        &self,
+        answer: Answer,
+        caller: &Caller,
+        method: &'static Method,
+        mut replies: Replies,
+    ) -> Outcome {
         let collected = tokio::select! {
             biased;
             collected = answer.collect(self.upstream.limits().max_answer) => collected,
@@ -170,10 +207,27 @@ impl Forward<'_> {
             Ok(collected) => collected,
             Err(status) => return Ok(fail(replies, &status)),
         };
+        self.reply(caller, method, collected, replies).await
+    }
+
+    /// Hands a whole answer of etcd's down.
+    pub async fn reply(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        collected: Collected,
+        mut replies: Replies,
+    ) -> Outcome {
         let code = collected.code();
-        if let (Some(message), Some(shape)) = (collected.message, shape) {
-            self.note_revision(&message);
-            let stripped = match self.namespace.response(shape, message) {
+        if let Some(message) = collected.message {
+            if method.revision == Revision::Shown {
+                self.note_revision(caller, &message);
+            }
+            let stripped = match self.under_namespace(method.keys.response) {
+                None => Ok(message),
+                Some(shape) => self.namespace.response(shape, message),
+            };
+            let stripped = match stripped {
                 Ok(stripped) => stripped,
                 Err(broken) => {
                     tracing::error!(?broken, "withheld an answer of etcd that does not keep to the namespace");
@@ -188,9 +242,10 @@ impl Forward<'_> {
     }
 
     /// Remembers the newest revision that any client has seen: a watch from "now" begins after it.
-    fn note_revision(&self, message: &[u8]) {
+    fn note_revision(&self, caller: &Caller, message: &[u8]) {
         if let Some(revision) = wire::header_revision(message) {
             self.hub.saw(revision);
+            caller.connection.shown.note(revision);
         }
     }
 }

@@ -23,8 +23,8 @@ pub struct Opened {
     live: LogUse,
     feed: Arc<LiveFeed>,
     range: KeyRange,
-    /// Of the watch: every event after its revision can be read.
-    pub header: ResponseHeader,
+    /// What the log has covered already.
+    covered: i64,
 }
 
 /// A place in a shared log.
@@ -43,15 +43,22 @@ pub async fn open(hub: &Arc<Hub>, caller: &Caller, range: KeyRange) -> Result<Op
     let feed = hub.feed(caller);
     let wanted = Wanted { range: range.clone(), start_revision: 0, prev_kv: false };
     match hub.join(&feed, &wanted).await {
-        Ok(joined) => Ok(Opened { live: joined.live, feed, range, header: joined.header }),
+        Ok(joined) => {
+            let covered = joined.live.log.resume_revision() - 1;
+            Ok(Opened { live: joined.live, feed, range, covered })
+        }
         Err(JoinError::Refused(_) | JoinError::Lost) => Err(Lost),
     }
 }
 
 impl Opened {
-    /// Reads what comes after `revision`, which is not before the watch's own.
+    /// Reads what comes after `revision`, which etcd has told since the watch was opened. Were it older than what the
+    /// watch had covered by then, the store would have gone back, and the watch would be of what it was before.
     pub fn after(self, revision: i64) -> Result<Reader, Lost> {
-        let Self { live, feed, range, header: _ } = self;
+        let Self { live, feed, range, covered } = self;
+        if revision < covered {
+            return Err(Lost);
+        }
         let position = live.log.position(revision + 1).ok_or(Lost)?;
         Ok(Reader { live, feed, range, position, next_revision: revision + 1 })
     }

@@ -1,0 +1,7 @@
+//! The cache of reads: answers from it are etcd's own, byte for byte, at the right revision and for the right caller,
+//! and etcd is asked once for all who ask the same.
+
+mod crowd;
+mod exact;
+mod raw;
+mod rights;

@@ -1,0 +1,505 @@
+//! A cache of reads that is fed by the shared watches, so that a reader cannot tell it from etcd; and one question to
+//! etcd for all who ask the same at the same time.
+//!
+//! Nothing is shared among callers whom etcd could tell apart. What is read often is held as a range of keys at a known
+//! revision ([`entry`]) and answered here; what is not is forwarded, once for those who wait together ([`flights`]).
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, RwLock, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use etcd_proxy_proto::etcdserverpb::ResponseHeader;
+use http::{HeaderMap, HeaderName};
+use prost::Message as _;
+
+mod entry;
+mod flights;
+mod frequency;
+mod load;
+mod rounds;
+
+use entry::{Answer, Entry, Feeding, NoAnswer, Rights};
+use flights::{Flight, Flights, Key, Others, Place, Turn};
+use frequency::Frequency;
+use load::{Load, NotLoaded};
+
+use super::{
+    calls::{Forward, fail},
+    watch::hub::Hub,
+};
+use crate::{
+    exchange::{Outcome, Replies, Requests, until},
+    metrics::Metrics,
+    rules::{
+        cache::Query,
+        caller::{Caller, Credentials},
+        framing,
+        keys::KeyRange,
+        methods::Method,
+        status::Code,
+        wire,
+    },
+    upstream::{Collected, Upstream},
+};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// What the cached ranges may take of memory together; zero is no cache.
+    pub max_bytes: usize,
+    /// How old the knowledge may be on which a serializable read is answered.
+    pub staleness: Duration,
+    /// Whether etcd knows this proxy by a certificate, and so may judge callers that show nothing of their own.
+    pub has_certificate: bool,
+}
+
+/// Metadata by which a caller keeps a read away from the cache.
+const SWITCH: HeaderName = HeaderName::from_static("etcd-proxy-cache");
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
+/// How long a read waits to be answered from the cache before it is sent to etcd. Longer than anything takes in a
+/// cluster that is well, and soon enough for a caller when the member that feeds the cache hangs.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Reads of a range within about [`FADING`] after which it is worth a watch and a place in memory.
+const READ_OFTEN: u16 = 10;
+/// How often what was counted is halved.
+const FADING: Duration = Duration::from_secs(10);
+/// Ranges that are held at a time, each of which may be a watch on etcd.
+const MAX_ENTRIES: usize = 256;
+/// Loads under way at a time, so that they do not crowd out calls.
+const MAX_LOADS: usize = 4;
+/// The part of the memory that one range may take.
+const MAX_PART: usize = 4;
+/// A range that nobody has read for so long is given up, and its watch with it.
+const MAX_IDLE: Duration = Duration::from_secs(60);
+/// How soon a range that was lost or could not be loaded may be loaded again, and one that is too large.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+const TOO_LARGE_FOR: Duration = Duration::from_secs(60);
+/// Ranges that are remembered for that; when there are more, some are forgotten and tried too early.
+const MAX_PUT_OFF: usize = 1024;
+/// How long one read on behalf of many may take; clients give up on their own before.
+const SHARED_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the cache is looked through for what is idle or too much.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Shorter answers are copied into one piece with their header.
+const SMALL_BODY: usize = 8 * 1024;
+
+pub struct Cache {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    config: Config,
+    shelves: RwLock<HashMap<Credentials, Shelf>>,
+    frequency: Frequency,
+    /// Ranges and reads that are not to be tried before a time.
+    put_off: Mutex<HashMap<u64, Instant>>,
+    loads: AtomicUsize,
+    flights: Arc<Flights>,
+}
+
+/// The cached ranges of those who share credentials.
+#[derive(Default)]
+struct Shelf {
+    entries: HashMap<KeyRange, Arc<Entry>>,
+    /// Those of more than one key, which may answer for ranges within them.
+    wide: Vec<Arc<Entry>>,
+    /// Where etcd does not judge by who asks, one question speaks for all.
+    rights: Arc<Rights>,
+}
+
+impl Cache {
+    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, config: Config) -> Option<Arc<Self>> {
+        if config.max_bytes == 0 {
+            return None;
+        }
+        let cache = Arc::new(Self {
+            hub,
+            metrics,
+            config,
+            shelves: RwLock::default(),
+            frequency: Frequency::default(),
+            put_off: Mutex::default(),
+            loads: AtomicUsize::new(0),
+            flights: Arc::default(),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&cache)));
+        Some(cache)
+    }
+
+    /// Serves a Range: from the cache, together with others, or alone.
+    pub async fn serve(
+        self: &Arc<Self>,
+        forward: &Forward<'_>,
+        caller: &Caller,
+        method: &'static Method,
+        mut requests: Requests,
+        mut replies: Replies,
+        deadline: Option<Instant>,
+    ) -> Outcome {
+        let body = tokio::select! {
+            biased;
+            body = until(deadline, requests.collect()) => body,
+            gone = replies.gone() => return Err(gone),
+        };
+        let body = match body {
+            Ok(body) => body,
+            Err(status) => return Ok(fail(replies, &status)),
+        };
+        let Some(message) = plain_message(caller, &body) else {
+            return forward.send(caller, method, requests, body, replies, deadline, ()).await;
+        };
+        let credentials = caller.credentials();
+        if let Some(query) = Query::parse(&message) {
+            let cached = self.find(&credentials, &query.range);
+            if let Some(entry) = cached {
+                let answer = self.answer(&entry, forward.upstream, caller, &query, &message);
+                let answer = tokio::select! {
+                    biased;
+                    answer = until(deadline, async { Ok(answer.await) }) => answer,
+                    gone = replies.gone() => return Err(gone),
+                };
+                match answer {
+                    Ok(Some(answer)) => return self.reply(caller, answer, replies).await,
+                    Ok(None) => (),
+                    Err(status) => return Ok(fail(replies, &status)),
+                }
+            } else {
+                self.consider(forward.upstream, caller, method, &credentials, query.range);
+            }
+        }
+        self.metrics.cache_misses.inc();
+        let key = Key { credentials, message };
+        let read = Read { forward, caller, method, requests, body, replies, deadline };
+        Box::pin(self.fly(read, key)).await
+    }
+
+    // === hits ===
+
+    fn find(&self, credentials: &Credentials, range: &KeyRange) -> Option<Arc<Entry>> {
+        let shelves = self.shelves.read().expect("nothing panics while it holds the shelves");
+        let shelf = shelves.get(credentials)?;
+        let found = shelf.entries.get(range).or_else(|| shelf.wide.iter().find(|entry| entry.range.covers(range)));
+        found.cloned()
+    }
+
+    async fn answer(
+        &self,
+        entry: &Arc<Entry>,
+        upstream: &Upstream,
+        caller: &Caller,
+        query: &Query,
+        message: &Bytes,
+    ) -> Option<Answer> {
+        let floor = caller.connection.shown.revision();
+        let answer = entry.answer(upstream, query, message, floor, self.config.staleness);
+        match tokio::time::timeout(PATIENCE, answer).await {
+            // What is too large to be taken from etcd is refused in the words that are used then.
+            Ok(Ok(answer)) if answer.body.len() > upstream.limits().max_answer.saturating_sub(MAX_HEADER) => None,
+            Ok(Ok(answer)) => Some(answer),
+            Ok(Err(NoAnswer::Unsure)) => None,
+            Ok(Err(NoAnswer::Lost)) | Err(_) => {
+                self.drop_entry(entry);
+                None
+            }
+        }
+    }
+
+    async fn reply(&self, caller: &Caller, answer: Answer, mut replies: Replies) -> Outcome {
+        self.metrics.cache_hits.inc();
+        self.metrics.served_stale_by(answer.age);
+        caller.connection.shown.note(answer.header.revision);
+        self.hub.saw(answer.header.revision);
+        let Answer { header, body, .. } = answer;
+        replies.begin(HeaderMap::new())?;
+        let mut head = framed_head(&header, body.len());
+        if body.len() <= SMALL_BODY {
+            head.extend_from_slice(&body);
+            replies.data(head.freeze()).await?;
+        } else {
+            replies.data(head.freeze()).await?;
+            replies.data(body).await?;
+        }
+        replies.succeed();
+        Ok(Code::Ok)
+    }
+
+    // === what is cached ===
+
+    /// Counts a read that was not cached, and has its range loaded if there are many of them.
+    fn consider(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        caller: &Caller,
+        method: &'static Method,
+        credentials: &Credentials,
+        range: KeyRange,
+    ) {
+        let name = self.frequency.name((credentials, &range));
+        if self.frequency.count(name) < READ_OFTEN || self.is_put_off(name) {
+            return;
+        }
+        if self.loads.fetch_add(1, Ordering::Relaxed) >= MAX_LOADS {
+            self.loads.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        // Whoever reads it meanwhile does not begin again.
+        self.put_off(name, RETRY_AFTER);
+        let load = Load {
+            hub: self.hub.clone(),
+            upstream: upstream.clone(),
+            caller: Caller { connection: caller.connection.clone(), metadata: credentials.metadata() },
+            method,
+            range,
+            max_weight: self.config.max_bytes / MAX_PART,
+        };
+        let (cache, credentials) = (self.clone(), credentials.clone());
+        tokio::spawn(async move {
+            let loaded = load.run().await;
+            cache.loads.fetch_sub(1, Ordering::Relaxed);
+            match loaded {
+                Ok(loaded) => cache.keep(credentials, loaded),
+                Err(NotLoaded::TooLarge) => cache.put_off(name, TOO_LARGE_FOR),
+                Err(NotLoaded::Failed) => cache.put_off(name, RETRY_AFTER),
+            }
+        });
+    }
+
+    fn keep(&self, credentials: Credentials, loaded: entry::Loaded) {
+        let is_judged =
+            self.config.has_certificate || credentials.token.is_some() || credentials.authorization.is_some();
+        {
+            let mut shelves = self.shelves.write().expect("nothing panics while it holds the shelves");
+            let shelf = shelves.entry(credentials).or_default();
+            let rights = if is_judged { Arc::default() } else { shelf.rights.clone() };
+            let feed = loaded.reader.feed();
+            let of_same_feed = shelf.entries.values().map(|entry| entry.feeding());
+            let feeding = of_same_feed.into_iter().find(|feeding| Arc::ptr_eq(&feeding.feed, feed)).cloned();
+            let feeding = feeding.unwrap_or_else(|| Feeding::new(feed.clone()));
+            let entry = Entry::new(loaded, rights, feeding, is_judged);
+            shelf.remove(&entry.range);
+            if !entry.range.is_single() {
+                shelf.wide.push(entry.clone());
+            }
+            shelf.entries.insert(entry.range.clone(), entry);
+        }
+        self.shrink();
+    }
+
+    fn drop_entry(&self, entry: &Arc<Entry>) {
+        let mut shelves = self.shelves.write().expect("nothing panics while it holds the shelves");
+        let mut dropped = Vec::new();
+        for (credentials, shelf) in shelves.iter_mut() {
+            if shelf.entries.get(&entry.range).is_some_and(|found| Arc::ptr_eq(found, entry)) {
+                self.put_off(self.frequency.name((credentials, &entry.range)), RETRY_AFTER);
+                dropped.extend(shelf.remove(&entry.range));
+            }
+        }
+        drop(shelves);
+        self.metrics.cache_drops.inc_by(dropped.len() as u64);
+        // What was dropped closes its watch after the lock was let go.
+    }
+
+    /// Gives up what is idle, and what was read longest ago while there is too much.
+    fn shrink(&self) {
+        let mut shelves = self.shelves.write().expect("nothing panics while it holds the shelves");
+        let mut held: Vec<(Duration, usize, usize, Credentials, KeyRange)> = Vec::new();
+        for (credentials, shelf) in shelves.iter() {
+            for entry in shelf.entries.values() {
+                let (weight, keys) = entry.weight();
+                held.push((entry.idle(), weight, keys, credentials.clone(), entry.range.clone()));
+            }
+        }
+        held.sort_by_key(|(idle, ..)| *idle);
+        let (mut bytes, mut keys, mut ranges) = (0, 0, 0);
+        let mut dropped = Vec::new();
+        for (idle, weight, count, credentials, range) in held {
+            if idle > MAX_IDLE || ranges >= MAX_ENTRIES || bytes + weight > self.config.max_bytes {
+                dropped.extend(shelves.get_mut(&credentials).and_then(|shelf| shelf.remove(&range)));
+                continue;
+            }
+            (bytes, keys, ranges) = (bytes + weight, keys + count, ranges + 1);
+        }
+        shelves.retain(|_, shelf| !shelf.entries.is_empty());
+        drop(shelves);
+        self.metrics.cache_drops.inc_by(dropped.len() as u64);
+        self.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.metrics.cache_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
+        self.metrics.cache_ranges.set(ranges as i64);
+    }
+
+    fn is_put_off(&self, name: u64) -> bool {
+        let put_off = self.put_off.lock().expect("nothing panics while it holds the names");
+        put_off.get(&name).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn put_off(&self, name: u64, time: Duration) {
+        let mut put_off = self.put_off.lock().expect("nothing panics while it holds the names");
+        if put_off.len() >= MAX_PUT_OFF {
+            put_off.clear();
+        }
+        put_off.insert(name, Instant::now() + time);
+    }
+
+    // === reads that etcd answers ===
+
+    /// Sends a read to etcd, together with those who ask the same.
+    async fn fly(self: &Arc<Self>, mut read: Read<'_>, key: Key) -> Outcome {
+        let name = self.frequency.name(&key);
+        if self.is_put_off(name) {
+            return read.send(()).await;
+        }
+        let floor = read.caller.connection.shown.revision();
+        loop {
+            let mut told = match self.flights.board(key.clone()) {
+                Place::Alone(flight) => return read.send(flight).await,
+                Place::Waiting(told) => told,
+            };
+            loop {
+                let turn = tokio::select! {
+                    biased;
+                    turn = until(read.deadline, async { Ok((&mut told).await) }) => turn,
+                    gone = read.replies.gone() => return Err(gone),
+                };
+                match turn {
+                    Ok(Ok(Turn::Lead(flight, others))) if others.is_empty() => return read.send(flight).await,
+                    Ok(Ok(Turn::Lead(flight, mut others))) => {
+                        told = others.join();
+                        self.lead(&read, &key, name, flight, others);
+                    }
+                    Ok(Ok(Turn::Answer(Some(Ok(collected))))) if !is_older(&collected, floor) => {
+                        return read.forward.reply(read.caller, read.method, collected, read.replies).await;
+                    }
+                    Ok(Ok(Turn::Answer(Some(Err(status))))) => return Ok(fail(read.replies, &status)),
+                    Ok(Ok(Turn::Answer(_))) => return read.send(()).await,
+                    // Who was to tell has left; others may be about to read.
+                    Ok(Err(_)) => break,
+                    Err(status) => return Ok(fail(read.replies, &status)),
+                }
+            }
+        }
+    }
+
+    /// Reads once for several, in a task that none of them can end by leaving.
+    fn lead(self: &Arc<Self>, read: &Read<'_>, key: &Key, name: u64, flight: Flight, others: Others) {
+        self.metrics.reads_merged.inc_by(others.len() as u64 - 1);
+        let opened = read.forward.open(read.method, &read.requests, &read.body);
+        let metadata = key.credentials.metadata();
+        let caller = Caller { connection: read.caller.connection.clone(), metadata };
+        let (cache, upstream, method) = (self.clone(), read.forward.upstream.clone(), read.method);
+        let body = read.body.clone();
+        let limit = self.config.max_bytes / MAX_PART;
+        tokio::spawn(async move {
+            let answer = tokio::time::timeout(SHARED_READ_TIMEOUT, async {
+                let answer = upstream.call(&caller, method, opened?.unwrap_or(body)).await?;
+                answer.collect(limit.min(upstream.limits().max_answer)).await
+            });
+            let answer = match answer.await {
+                Ok(Err(status)) if status.code() == Code::ResourceExhausted => {
+                    cache.put_off(name, TOO_LARGE_FOR);
+                    None
+                }
+                Ok(answer) => Some(answer),
+                Err(_) => None,
+            };
+            others.tell(&answer);
+            drop(flight);
+        });
+    }
+}
+
+/// A read on its way to etcd.
+struct Read<'a> {
+    forward: &'a Forward<'a>,
+    caller: &'a Caller,
+    method: &'static Method,
+    requests: Requests,
+    body: Bytes,
+    replies: Replies,
+    deadline: Option<Instant>,
+}
+
+impl Read<'_> {
+    /// Sends it by itself. `until_answered` is dropped as soon as etcd begins to answer.
+    async fn send(self, until_answered: impl Sized) -> Outcome {
+        let Self { forward, caller, method, requests, body, replies, deadline } = self;
+        forward.send(caller, method, requests, body, replies, deadline, until_answered).await
+    }
+}
+
+/// The message of a request that may be answered here: one that is not compressed, of a caller who did not ask for
+/// etcd's own answer.
+fn plain_message(caller: &Caller, body: &Bytes) -> Option<Bytes> {
+    if caller.metadata.contains_key(ENCODING) || caller.metadata.get(SWITCH).is_some_and(|value| value == "off") {
+        return None;
+    }
+    match framing::parse_prefix(body) {
+        Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => Some(body.slice(framing::PREFIX_LEN..)),
+        _ => None,
+    }
+}
+
+/// Whether an answer that was asked for another caller's sake is behind what this one has been shown.
+fn is_older(collected: &Collected, floor: i64) -> bool {
+    let revision = collected.message.as_deref().and_then(wire::header_revision);
+    revision.is_some_and(|revision| revision < floor)
+}
+
+/// The most that the header of an answer takes: its four numbers with their tags, and its own.
+const MAX_HEADER: usize = 2 + 4 * 11;
+
+/// The frame of an answer and its header; `body_len` bytes are to follow.
+fn framed_head(header: &ResponseHeader, body_len: usize) -> BytesMut {
+    let header_len = header.encoded_len();
+    let len = wire::bytes_field_len(HEADER, header_len) + body_len;
+    let mut head = BytesMut::with_capacity(framing::PREFIX_LEN + MAX_HEADER + body_len.min(SMALL_BODY));
+    head.put_u8(0);
+    head.put_u32(u32::try_from(len).expect("what is cached is bounded far below 4 GiB"));
+    wire::put_bytes_header(&mut head, HEADER, header_len);
+    header.encode_raw(&mut head);
+    head
+}
+
+/// The field of every answer that holds its header.
+const HEADER: u32 = 1;
+
+impl Shelf {
+    fn remove(&mut self, range: &KeyRange) -> Option<Arc<Entry>> {
+        self.wide.retain(|entry| entry.range != *range);
+        self.entries.remove(range)
+    }
+}
+
+async fn sweep(cache: Weak<Cache>) {
+    let mut faded = Instant::now();
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(cache) = cache.upgrade() else { return };
+        if faded.elapsed() >= FADING {
+            faded = Instant::now();
+            cache.frequency.halve();
+        }
+        cache.shrink();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_its_header_first_and_its_length_before() {
+        let header = ResponseHeader { cluster_id: u64::MAX, member_id: u64::MAX, revision: 7, raft_term: 2 };
+        let body = b"\x20\x05";
+        let mut framed = framed_head(&header, body.len());
+        assert!(framed.len() <= framing::PREFIX_LEN + MAX_HEADER);
+        framed.extend_from_slice(body);
+        assert!(framing::is_whole(&framed));
+        let response = etcd_proxy_proto::etcdserverpb::RangeResponse::decode(&framed[framing::PREFIX_LEN..]);
+        let response = response.expect("a RangeResponse");
+        assert_eq!((response.header, response.count), (Some(header), 5));
+    }
+}
