@@ -20,7 +20,10 @@ use crate::{
         keepalive::KeepAlives,
         leases::Leases,
         ordering::Ordering,
-        watch::hub::{self, Hub},
+        watch::{
+            bell::Bell,
+            hub::{self, Hub},
+        },
     },
     tls::ReloadOutcome,
     upstream::{
@@ -164,6 +167,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             tenants: tenants.clone(),
             upstream: upstream.for_shard(channel.clone()),
             hub: hub.clone(),
+            bell: Bell::hang(),
             keepalives: keepalives.clone(),
             cluster: cluster.clone(),
             leases: leases.clone(),

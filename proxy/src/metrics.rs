@@ -22,7 +22,6 @@ mod calls;
 mod document;
 mod endpoint;
 mod family;
-pub mod gateway;
 mod process;
 
 pub use calls::{Call, Messages};

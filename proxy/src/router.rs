@@ -28,7 +28,7 @@ use crate::{
         leases::{Leases, own},
         ordering::Ordering,
         watch,
-        watch::hub::Hub,
+        watch::{bell::Bell, hub::Hub},
     },
     upstream::Upstream,
 };
@@ -38,6 +38,8 @@ pub struct Router {
     pub tenants: Tenants,
     pub upstream: Upstream,
     pub hub: Arc<Hub>,
+    /// Wakes the watches of this shard.
+    pub bell: Arc<Bell>,
     pub keepalives: Arc<KeepAlives>,
     pub cluster: Cluster,
     pub leases: Leases,
@@ -132,12 +134,12 @@ impl Router {
                 let answer = |request| self.own_leases(&caller, method, request);
                 Box::pin(calls::answer(answer, requests, replies, deadline)).await
             }
+            // All lanes are boxed: the task of every call is as large as the largest lane that stands in it, and a watch
+            // would hold what a put needs for as long as it lives.
             Lane::Forward | Lane::Compact | Lane::Range | Lane::LeaseGrant | Lane::LeaseTimeToLive => {
-                forward.serve(&caller, method, requests, replies, deadline).await
+                Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
-            // The other lanes are boxed: the task of every call is as large as the largest lane that stands in it, and
-            // is moved and held by each.
-            Lane::Watch => Box::pin(watch::serve(&self.hub, &caller, requests, replies, deadline)).await,
+            Lane::Watch => Box::pin(watch::serve(&self.hub, &self.bell, &caller, requests, replies, deadline)).await,
             Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies, deadline)).await,
             Lane::LeaseLeases if caller.namespace().is_empty() => {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await

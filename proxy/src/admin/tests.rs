@@ -19,7 +19,10 @@ use crate::{
         keepalive::KeepAlives,
         leases::Leases,
         ordering::Ordering,
-        watch::hub::{self, Hub},
+        watch::{
+            bell::Bell,
+            hub::{self, Hub},
+        },
     },
     upstream::{self, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints},
 };
@@ -49,6 +52,7 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
     let router = Arc::new(Router {
         tenants: Tenants::one(Tenant::whole(), Tenant::whole()),
         upstream: upstream.clone(),
+        bell: Bell::hang(),
         hub: Hub::new(upstream.clone(), metrics.clone(), watch, drain.clone()),
         keepalives: Arc::new(KeepAlives::new(upstream, metrics.clone(), drain.clone())),
         cluster: Cluster::new(None),

@@ -2,31 +2,28 @@
 
 use std::{any::TypeId, path::PathBuf};
 
-use clap::Arg;
+use clap::{Arg, CommandFactory};
 
 use super::{
-    commands::Door,
+    Flags,
     environment::{ENV_PREFIX, env_name},
     nearest::nearest,
 };
 
-/// The flags of one command, or of several.
+/// What one flag is, as far as reading a command line goes.
 pub(super) struct Table {
-    commands: Vec<clap::Command>,
+    command: clap::Command,
 }
 
 impl Table {
-    pub(super) fn of(doors: impl IntoIterator<Item = Door>) -> Self {
-        let built = |door: Door| {
-            let mut command = door.flags();
-            command.build();
-            command
-        };
-        Table { commands: doors.into_iter().map(built).collect() }
+    pub(super) fn new() -> Self {
+        let mut command = Flags::command();
+        command.build();
+        Table { command }
     }
 
     pub(super) fn flags(&self) -> impl Iterator<Item = &Arg> {
-        self.commands.iter().flat_map(clap::Command::get_arguments)
+        self.command.get_arguments()
     }
 
     pub(super) fn find(&self, name: &str) -> Option<&Arg> {

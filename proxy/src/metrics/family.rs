@@ -31,11 +31,11 @@ pub enum Value {
     },
 }
 
-pub(super) const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
     Family { name, kind: MetricType::COUNTER, labels, help }
 }
 
-pub(super) const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
     Family { name, kind: MetricType::GAUGE, labels, help }
 }
 

@@ -1,7 +1,9 @@
 //! One client's HTTP/2 connection: its limits, its calls, and its end.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -9,7 +11,7 @@ use bytes::Bytes;
 
 use super::{
     Config, Front,
-    metered::{Metered, Shared},
+    metered::{Shared, metered},
     prefaced::{Io, Prefaced},
 };
 use crate::{drain::Observer, metrics::Metrics, router, rules::caller::Connection};
@@ -22,6 +24,9 @@ const DATA_FRAME_BUDGET: usize = CONNECTION_WINDOW as usize;
 /// Streams that a client may open and reset before we have looked at them. Go clients cancel all that they have open
 /// when a context ends; h2's own limit of 20 would end their connections. How often is for `pace` to judge.
 const MAX_PENDING_ACCEPT_RESETS: usize = 10_000;
+
+/// How a connection broke, in HTTP/2 or below.
+type Broken = Box<dyn std::error::Error + Send + Sync>;
 
 /// A call that is open on a connection.
 struct OpenCall(Arc<Shared>);
@@ -49,7 +54,7 @@ pub async fn serve(
     mut drain: Observer,
 ) {
     let shared: Arc<Shared> = Arc::default();
-    let socket = Metered::new(socket, shared.clone(), config.keepalive_min_time);
+    let (socket, outlet) = metered(socket, shared.clone(), config.keepalive_min_time);
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -66,6 +71,7 @@ pub async fn serve(
         return;
     };
     let ping_pong = http2.ping_pong().expect("the ping handle is taken once, here");
+    outlet.take_over();
     let mut draining = false;
     let lost = keepalive(ping_pong, &shared, config.keepalive_interval, config.keepalive_timeout);
     let unheard = tokio::time::sleep(config.handshake_timeout);
@@ -92,7 +98,14 @@ pub async fn serve(
                 metrics.handshake_failed();
                 return;
             }
-            accepted = http2.accept() => accepted,
+            // All that this turn has to say goes out in one write, when there is no more to accept.
+            accepted = poll_fn(|context| match http2.poll_accept(context) {
+                Poll::Pending => match outlet.poll_write_out(context) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Some(Err(Broken::from(error)))),
+                    _ => Poll::Pending,
+                },
+                Poll::Ready(accepted) => Poll::Ready(accepted.map(|accepted| accepted.map_err(Broken::from))),
+            }) => accepted,
         };
         match accepted {
             Some(Ok((request, respond))) => {

@@ -1,11 +1,12 @@
-//! A connection under h2 that counts frames both ways, and sends away a client that asks too much of us.
+//! A connection under h2 that counts frames both ways, sends away a client that asks too much of us, and gathers what
+//! goes out into few large writes.
 
 use std::{
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -38,8 +39,30 @@ pub struct Shared {
     pub heard: AtomicU32,
 }
 
+/// Bytes that are made ready before the socket is asked to take them. A write costs some microseconds whatever it
+/// carries, and h2 by itself writes 16 KiB at a time, or each larger message for itself.
+const OUT_HIGH_WATER: usize = 64 << 10;
+/// What an idle connection keeps of its buffer; most turns of most connections fit into it.
+const OUT_KEPT: usize = 4 << 10;
+
+/// The end that h2 holds. What it flushes goes out when the connection's owner says so, once per turn.
 pub struct Metered<S> {
+    wire: Arc<Mutex<Wire<S>>>,
+}
+
+/// The end that the connection's owner holds.
+pub struct Outlet<S> {
+    wire: Arc<Mutex<Wire<S>>>,
+}
+
+/// The connection itself. Both ends are held by one task, so the lock is never waited for.
+struct Wire<S> {
     stream: S,
+    /// What is on its way to the client, from `written` on.
+    out: Vec<u8>,
+    written: usize,
+    /// Whether a flush may wait for the end of the turn.
+    is_lazy: bool,
     shared: Arc<Shared>,
     pace: Pace,
     inbound: Scanner,
@@ -50,20 +73,42 @@ pub struct Metered<S> {
     leaving: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
-    pub fn new(stream: S, shared: Arc<Shared>, min_time: Duration) -> Self {
-        Self {
-            stream,
-            shared,
-            pace: Pace::new(min_time, Instant::now()),
-            inbound: Scanner::new(PREFACE_LEN),
-            outbound: Scanner::new(0),
-            last_stream: 0,
-            excess: None,
-            leaving: None,
-        }
+/// Puts the meter around a connection.
+pub fn metered<S>(stream: S, shared: Arc<Shared>, min_time: Duration) -> (Metered<S>, Outlet<S>) {
+    let wire = Arc::new(Mutex::new(Wire {
+        stream,
+        out: Vec::new(),
+        written: 0,
+        is_lazy: false,
+        shared,
+        pace: Pace::new(min_time, Instant::now()),
+        inbound: Scanner::new(PREFACE_LEN),
+        outbound: Scanner::new(0),
+        last_stream: 0,
+        excess: None,
+        leaving: None,
+    }));
+    (Metered { wire: wire.clone() }, Outlet { wire })
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Outlet<S> {
+    /// From now on the owner calls [`Outlet::poll_write_out`] at the end of each turn.
+    pub fn take_over(&self) {
+        lock(&self.wire).is_lazy = true;
     }
 
+    /// Writes what has gathered; `Pending` as long as the socket does not take all of it.
+    pub fn poll_write_out(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        lock(&self.wire).poll_write_out(context)
+    }
+}
+
+fn lock<S>(wire: &Mutex<Wire<S>>) -> MutexGuard<'_, Wire<S>> {
+    // A panic under h2 ends its call, and what was half written then ends the connection; the lock itself is sound.
+    wire.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn note_received(&mut self, bytes: &[u8]) {
         if bytes.is_empty() || self.excess.is_some() {
             return;
@@ -81,13 +126,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
         });
     }
 
-    fn note_sent(&mut self, bytes: &[u8], now: Instant) {
+    /// Takes bytes for the client, as long as there is room, and says how many.
+    fn put(&mut self, bytes: &[u8], now: Instant) -> usize {
+        let taken = bytes.len().min(OUT_HIGH_WATER.saturating_sub(self.out.len()));
+        let bytes = &bytes[..taken];
+        if self.out.len() + taken > self.out.capacity() && self.out.len() + taken > OUT_KEPT {
+            self.out.reserve_exact(OUT_HIGH_WATER - self.out.len());
+        }
+        self.out.extend_from_slice(bytes);
         let Self { pace, outbound, excess, .. } = self;
         outbound.scan(bytes, |head: Head| {
             if let Err(error) = pace.sent(head, now) {
                 excess.get_or_insert(error);
             }
         });
+        taken
+    }
+
+    /// Makes room for more; `Pending` while the socket takes nothing of a full buffer.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.len() < OUT_HIGH_WATER { Poll::Ready(Ok(())) } else { self.poll_write_out(context) }
+    }
+
+    fn poll_write_out(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.written < self.out.len() {
+            match ready!(Pin::new(&mut self.stream).poll_write(context, &self.out[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                more => self.written += more,
+            }
+        }
+        self.written = 0;
+        self.out.clear();
+        if self.out.capacity() > OUT_KEPT {
+            self.out = Vec::new();
+        }
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     /// Says goodbye, once, and then waits for the client to close. Nothing else is read or written any more.
@@ -95,9 +171,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
         if self.leaving.is_none() {
             // A frame that is cut in two means that the client does not read; then it cannot be told.
             if self.outbound.is_between_frames() {
-                // A socket without room for this is one that the client does not read either.
-                let _ = Pin::new(&mut self.stream).poll_write(context, &go_away(self.last_stream, excess));
+                self.out.extend_from_slice(&go_away(self.last_stream, excess));
             }
+            // A socket without room for this is one that the client does not read either.
+            let _ = self.poll_write_out(context);
             let _ = Pin::new(&mut self.stream).poll_shutdown(context);
             self.leaving = Some(Box::pin(tokio::time::sleep(LINGER)));
         }
@@ -129,22 +206,19 @@ fn go_away(last_stream: u32, excess: Excess) -> Vec<u8> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(excess) = self.excess {
-            return self.poll_leave(context, excess).map(Err);
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut wire = lock(&self.wire);
+        if let Some(excess) = wire.excess {
+            return wire.poll_leave(context, excess).map(Err);
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.note_received(&buffer.filled()[before..]);
-        match self.excess {
+        ready!(Pin::new(&mut wire.stream).poll_read(context, buffer))?;
+        wire.note_received(&buffer.filled()[before..]);
+        match wire.excess {
             // What came last is not worth being read.
             Some(excess) => {
                 buffer.set_filled(before);
-                self.poll_leave(context, excess).map(Err)
+                wire.poll_leave(context, excess).map(Err)
             }
             None => Poll::Ready(Ok(())),
         }
@@ -152,49 +226,52 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.leaving.is_some() {
-            // The client has been told that nothing more comes.
-            return Poll::Ready(Ok(data.len()));
-        }
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, data))?;
-        self.note_sent(&data[..written.min(data.len())], Instant::now());
-        Poll::Ready(Ok(written))
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(data)])
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut wire = lock(&self.wire);
+        if wire.is_lazy { Poll::Ready(Ok(())) } else { wire.poll_write_out(context) }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut wire = lock(&self.wire);
+        ready!(wire.poll_write_out(context))?;
+        Pin::new(&mut wire.stream).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.leaving.is_some() {
+        let mut wire = lock(&self.wire);
+        if wire.leaving.is_some() {
+            // The client has been told that nothing more comes.
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices))?;
-        let (mut left, now) = (written, Instant::now());
+        ready!(wire.poll_room(context))?;
+        let (mut written, now) = (0, Instant::now());
         for slice in slices {
-            let taken = left.min(slice.len());
-            self.note_sent(&slice[..taken], now);
-            left -= taken;
+            let taken = wire.put(slice, now);
+            written += taken;
+            if taken < slice.len() {
+                break;
+            }
         }
         Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
@@ -205,7 +282,7 @@ mod tests {
 
     fn metered() -> (DuplexStream, Metered<DuplexStream>) {
         let (client, server) = tokio::io::duplex(64 * 1024);
-        (client, Metered::new(server, Arc::default(), Duration::from_secs(5)))
+        (client, super::metered(server, Arc::default(), Duration::from_secs(5)).0)
     }
 
     #[tokio::test(start_paused = true)]
@@ -245,6 +322,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_turn_writes_goes_out_at_its_end_and_no_more_is_held_than_the_bound() {
+        let (mut client, server) = tokio::io::duplex(16 << 10);
+        let (mut server, outlet) = super::metered(server, Arc::default(), Duration::from_secs(5));
+        outlet.take_over();
+        let frame = [[0, 0, 1, kind::DATA, 0, 0, 0, 0, 1].as_slice(), b"x"].concat();
+        let mut sent = Vec::new();
+        for _ in 0..100 {
+            server.write_all(&frame).await.expect("there is room");
+            server.flush().await.expect("it waits for the end of the turn");
+            sent.extend_from_slice(&frame);
+        }
+        let mut byte = [0];
+        let early = poll_fn(|context| {
+            let mut buffer = ReadBuf::new(&mut byte);
+            Poll::Ready(Pin::new(&mut client).poll_read(context, &mut buffer).is_ready())
+        });
+        assert!(!early.await, "something was written before the end of the turn");
+        // Nobody reads: the pipe takes a part, the buffer what it may, and then the writer has to wait.
+        let flooded = poll_fn(|context| {
+            while let Poll::Ready(written) = Pin::new(&mut server).poll_write(context, &frame) {
+                sent.extend_from_slice(&frame[..written.expect("the pipe is open")]);
+            }
+            assert!(outlet.poll_write_out(context).is_pending());
+            Poll::Ready(sent.len())
+        });
+        assert!(flooded.await <= OUT_HIGH_WATER + (16 << 10));
+        let writing = tokio::spawn(async move {
+            poll_fn(|context| outlet.poll_write_out(context)).await.expect("the pipe takes it");
+            server.shutdown().await.expect("the pipe closes");
+        });
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).await.expect("the pipe gives it");
+        writing.await.expect("the writer ends");
+        assert!(read == sent, "{} bytes were read and {} sent", read.len(), sent.len());
+    }
+
+    #[tokio::test]
     async fn bytes_pass_unchanged_both_ways() {
         let (mut client, mut server) = metered();
         let sent = [PREFACE.as_slice(), &HEADERS, &PING].concat();
@@ -254,6 +368,7 @@ mod tests {
         assert_eq!(read, sent);
         let slices = [IoSlice::new(&HEADERS), IoSlice::new(&PING)];
         let written = server.write_vectored(&slices).await.expect("the pipe takes it");
+        server.flush().await.expect("the pipe takes it");
         let mut read = vec![0; written];
         client.read_exact(&mut read).await.expect("the pipe gives it");
         assert_eq!(read, [HEADERS.as_slice(), &PING].concat()[..written]);

@@ -10,6 +10,7 @@ use crate::{
     rules::caller::Caller,
 };
 
+pub mod bell;
 mod cursor;
 mod feed;
 pub mod hub;
@@ -20,16 +21,18 @@ mod log;
 pub mod reader;
 mod session;
 
+use bell::Bell;
 use hub::Hub;
 use session::Session;
 
 /// Serves one client stream to its end.
 pub async fn serve(
     hub: &Arc<Hub>,
+    bell: &Arc<Bell>,
     caller: &Caller,
     requests: Requests,
     replies: Replies,
     deadline: Option<Instant>,
 ) -> Outcome {
-    Session::new(hub, caller).run(requests, replies, deadline).await
+    Session::new(hub, bell, caller).run(requests, replies, deadline).await
 }

@@ -21,9 +21,10 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 use super::{
+    bell::Bell,
     cursor::{Cursor, Wishes},
     hub::{CatchUp, Hub, JoinError, Joined, LiveFeed, LogUse, Wanted},
-    inbox::Inbox,
+    inbox::{Inbox, NumberHash},
     log::{End, Read, Refused},
 };
 use crate::{
@@ -53,7 +54,7 @@ pub struct Session {
     connection: Arc<Connection>,
     feed: Arc<LiveFeed>,
     inbox: Arc<Inbox>,
-    watches: HashMap<u64, Watch>,
+    watches: HashMap<u64, Watch, NumberHash>,
     /// The client's ids for its watches.
     ids: HashMap<i64, u64>,
     next_key: u64,
@@ -64,12 +65,22 @@ pub struct Session {
     turns: VecDeque<Turn>,
     /// The watches among the turns, each of which is there once: a client that takes a byte at a time must not make
     /// the turns grow with every event.
-    has_turn: HashSet<u64>,
+    has_turn: HashSet<u64, NumberHash>,
     /// Framed messages for the client.
     out: BytesMut,
     last_header: ResponseHeader,
+    shown: Shown,
     /// Why the stream must end, once that is known.
     lost: Option<Status>,
+}
+
+/// What a turn has made ready for the client.
+#[derive(Default)]
+struct Shown {
+    events: u64,
+    /// Of the newest event, and of the newest header or event.
+    event_revision: i64,
+    revision: i64,
 }
 
 struct Watch {
@@ -107,22 +118,24 @@ enum Turn {
 }
 
 impl Session {
-    pub fn new(hub: &Arc<Hub>, caller: &Caller) -> Self {
+    /// `bell` is that of the thread that serves the session.
+    pub fn new(hub: &Arc<Hub>, bell: &Arc<Bell>, caller: &Caller) -> Self {
         hub.metrics.watch_streams.inc();
         Self {
             feed: hub.feed(caller),
             hub: hub.clone(),
             connection: caller.connection.clone(),
-            inbox: Arc::default(),
-            watches: HashMap::new(),
+            inbox: Inbox::at(bell),
+            watches: HashMap::default(),
             ids: HashMap::new(),
             next_key: 0,
             next_id: 0,
             asked: FuturesOrdered::new(),
             turns: VecDeque::new(),
-            has_turn: HashSet::new(),
+            has_turn: HashSet::default(),
             out: BytesMut::new(),
             last_header: ResponseHeader::default(),
+            shown: Shown::default(),
             lost: None,
         }
     }
@@ -300,7 +313,7 @@ impl Session {
     fn fill(&mut self) {
         while self.out.len() < OUT_HIGH_WATER {
             match self.turns.pop_front() {
-                None => return,
+                None => break,
                 Some(Turn::Progress(header)) => self.show_progress(header),
                 Some(Turn::Watch(key)) => {
                     if self.read(key) {
@@ -311,6 +324,19 @@ impl Session {
                     }
                 }
             }
+        }
+        self.tell_what_was_shown();
+    }
+
+    /// Notes what was made ready, before any of it goes out; once per turn, since all threads note it in one place.
+    fn tell_what_was_shown(&mut self) {
+        let Shown { events, event_revision, revision } = std::mem::take(&mut self.shown);
+        if events > 0 {
+            self.hub.metrics.watch_events_delivered.inc_by(events);
+        }
+        if revision > 0 {
+            self.hub.saw(event_revision);
+            self.connection.shown.note(revision);
         }
     }
 
@@ -326,8 +352,10 @@ impl Session {
             Read::Batch(batch) => {
                 match watch.cursor.show(&batch, &mut self.out) {
                     Some(count) => {
-                        watch.last_shown = Instant::now();
-                        self.hub.metrics.watch_events_delivered.inc_by(count as u64);
+                        if watch.cursor.wishes.progress_notify {
+                            watch.last_shown = Instant::now();
+                        }
+                        self.shown.events += count as u64;
                     }
                     None if watch.cursor.wishes.progress_notify && watch.cursor.wishes.filters() => {
                         watch.show_late_progress(batch.header, &mut self.out);
@@ -338,8 +366,8 @@ impl Session {
                 if batch.header.revision >= self.last_header.revision {
                     self.last_header = batch.header;
                 }
-                self.hub.saw(batch.last_revision());
-                self.connection.shown.note(batch.header.revision.max(batch.last_revision()));
+                self.shown.event_revision = self.shown.event_revision.max(batch.last_revision());
+                self.shown.revision = self.shown.event_revision.max(self.shown.revision).max(batch.header.revision);
                 true
             }
             Read::Fallen => {
