@@ -1,0 +1,158 @@
+//! The writer: puts or transactions of many puts, sent straight to etcd and many at a time.
+
+use std::{
+    io::{self, Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use crate::wire::{self, END_STREAM, HEAD_LEN, Head, kind};
+
+/// What is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Puts of each transaction; one is a plain put.
+    pub puts: usize,
+    /// Writes that may be under way at a time.
+    pub depth: u64,
+    /// Writes in a second; `None` is as many as are taken.
+    pub rate: Option<f64>,
+    pub value_size: usize,
+}
+
+/// Keys that are written in turn.
+const KEYS: u64 = 1000;
+/// How long nothing may come from etcd before it counts as broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often the writer looks whether the watchers have caught up with it.
+const LOOK: Duration = Duration::from_micros(200);
+/// The window for etcd's answers, far above what comes in them.
+const WINDOW: u32 = 1 << 30;
+
+pub struct Source {
+    socket: TcpStream,
+    address: String,
+    load: Load,
+    next_stream: u32,
+    next_key: u64,
+    begun: Instant,
+    /// Writes that were sent, and those that etcd has answered.
+    pub sent: u64,
+    pub done: u64,
+    failed: u64,
+    unread: u32,
+    /// Whether the stream that is passing has had a message.
+    held: Vec<u8>,
+}
+
+impl Source {
+    pub fn connect(address: &str, load: Load) -> io::Result<Self> {
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        let mut out = Vec::new();
+        wire::put_greeting(&mut out, WINDOW);
+        socket.write_all(&out)?;
+        Ok(Self {
+            socket,
+            address: address.to_owned(),
+            load,
+            next_stream: 1,
+            next_key: 0,
+            begun: Instant::now(),
+            sent: 0,
+            done: 0,
+            failed: 0,
+            unread: 0,
+            held: Vec::new(),
+        })
+    }
+
+    /// Events that each watcher must see of what was sent.
+    pub fn events(&self) -> u64 {
+        self.sent * self.load.puts as u64
+    }
+
+    /// Writes until `end`, no further ahead of the watchers than `depth` writes. `seen` says how many events the
+    /// watchers have seen on average.
+    pub fn write_until(&mut self, end: Instant, seen: impl Fn() -> u64) -> io::Result<()> {
+        while Instant::now() < end {
+            let now = Instant::now();
+            let level = (seen() / self.load.puts as u64).min(self.done);
+            let due = self.load.rate.map_or(u64::MAX, |rate| ((now - self.begun).as_secs_f64() * rate) as u64);
+            let wanted = due.min(level + self.load.depth).saturating_sub(self.sent);
+            if wanted > 0 {
+                let mut out = Vec::new();
+                (0..wanted).for_each(|_| self.put_write(&mut out));
+                self.socket.write_all(&out)?;
+            }
+            self.read(LOOK)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until etcd has answered everything.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.done < self.sent {
+            self.read(LOOK)?;
+            if Instant::now() > deadline {
+                return Err(io::Error::other("etcd has stopped to answer"));
+            }
+        }
+        if self.failed > 0 { Err(io::Error::other(format!("etcd refused {} writes", self.failed))) } else { Ok(()) }
+    }
+
+    fn put_write(&mut self, out: &mut Vec<u8>) {
+        let value = vec![b'v'; self.load.value_size];
+        let puts: Vec<Vec<u8>> = (0..self.load.puts)
+            .map(|_| {
+                self.next_key += 1;
+                wire::put_request(format!("fan/{:016}", self.next_key % KEYS).as_bytes(), &value)
+            })
+            .collect();
+        let (path, message) = match puts.as_slice() {
+            [put] => ("/etcdserverpb.KV/Put", put.clone()),
+            puts => ("/etcdserverpb.KV/Txn", wire::txn_request(puts)),
+        };
+        wire::put_call(out, self.next_stream, &self.address, path);
+        wire::put_message(out, self.next_stream, &message, true);
+        self.next_stream += 2;
+        self.sent += 1;
+    }
+
+    fn read(&mut self, patience: Duration) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(patience))?;
+        let mut buffer = [0; 64 << 10];
+        match self.socket.read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => self.held.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut out = Vec::new();
+        let mut at = 0;
+        while let Some(head) = self.held[at..].first_chunk::<HEAD_LEN>().map(Head::read) {
+            let Some(payload) = self.held.get(at + HEAD_LEN..at + HEAD_LEN + head.len) else { break };
+            match head.kind {
+                kind::SETTINGS if head.flags & wire::ACK == 0 => {
+                    wire::put_frame(&mut out, kind::SETTINGS, wire::ACK, 0, &[]);
+                }
+                kind::PING if head.flags & wire::ACK == 0 => {
+                    wire::put_frame(&mut out, kind::PING, wire::ACK, 0, payload);
+                }
+                kind::GOAWAY => return Err(io::Error::other("etcd closes the connection")),
+                // An answer has a message and ends with trailers; a refusal ends with its headers, which are longer.
+                kind::HEADERS if head.flags & END_STREAM != 0 => self.done += 1,
+                kind::RST_STREAM => self.failed += 1,
+                kind::DATA => self.unread += head.len as u32,
+                _ => (),
+            }
+            at += HEAD_LEN + head.len;
+        }
+        self.held.drain(..at);
+        if self.unread > WINDOW / 2 {
+            wire::put_credit(&mut out, 0, std::mem::take(&mut self.unread));
+        }
+        self.socket.write_all(&out)
+    }
+}
