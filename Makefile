@@ -11,10 +11,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 # The programs that cargo test leaves behind serve the demo and etcd's suites too.
 debug_proxy := ETCD_PROXY_BIN=$(target)/debug/etcd-proxy
 
-.PHONY: help build demo test lint conformance versus fanout prerequisites
+.PHONY: help build demo test lint conformance versus versus-gateway fanout prerequisites
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 16
 
 # A static binary runs on any Linux of its kind; naming the platform keeps the flag from the build's own helpers.
 build: prerequisites ## The static release binary, target/release/etcd-proxy
@@ -44,6 +44,9 @@ conformance: prerequisites ## etcd's own test suites through the proxy, into doc
 
 versus: prerequisites ## Direct, through etcd's proxy, through ours: one run, one table
 	@$(root)/e2e/versus/run.sh
+
+versus-gateway: prerequisites ## The gateway beside etcd's own and HAProxy: one run, one table
+	@$(root)/e2e/versus/gateway.sh
 
 fanout: prerequisites ## Many watchers, through etcd's proxy and through ours: CPU for each event, memory, growth
 	@$(root)/e2e/fanout/run.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs etcd's own end-to-end suites, unmodified, against a foreign gRPC proxy,
-# one test per process, and writes what passed into docs/conformance.md.
+# Runs etcd's own end-to-end suites, unmodified, against a foreign gRPC proxy and
+# gateway, one test per process, and writes what passed into docs/conformance.md.
 #
 # usage: e2e/conformance/run.sh       (or: make conformance)
 #   SUBSET=all       every test of the three suites; writes docs/conformance.md
@@ -8,7 +8,7 @@
 #   SUBSET=table     runs nothing, writes docs/conformance.md from the last results
 #   RESUME=1         goes on where an interrupted run of all stopped
 #   ONLY=REGEX       only tests whose name matches; writes no file
-#   PROXY=etcd       etcd's own proxy instead of ours; its results go to baseline.tsv
+#   PROXY=etcd       etcd's own proxy and gateway instead of ours; its results go to baseline.tsv
 #   JOBS=N           tests at once, where the kernel lets each have its own network
 #
 # The suites, as tools/build.sh compiles them from etcd's module:
@@ -66,8 +66,8 @@ prepare() {
   wrap "$work/bin/etcd-last-release" "$last/etcd"
 }
 
-# wrap FILE REAL: FILE acts as REAL, except that `grpc-proxy` is the proxy under
-# test. `exec` keeps the process id, which the suites signal.
+# wrap FILE REAL: FILE acts as REAL, except that `grpc-proxy` and `gateway` are the
+# ones under test. `exec` keeps the process id, which the suites signal.
 wrap() {
   if [[ $proxy == etcd ]]; then
     ln -s "$2" "$1"
@@ -76,7 +76,7 @@ wrap() {
   cat >"$1" <<EOF
 #!/bin/sh
 case "\$1" in
-  grpc-proxy) exec "$ETCD_PROXY_BIN" "\$@" ;;
+  grpc-proxy | gateway) exec "$ETCD_PROXY_BIN" "\$@" ;;
 esac
 exec "$2" "\$@"
 EOF

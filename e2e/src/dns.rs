@@ -21,10 +21,18 @@ pub struct NameServer {
     shared: Arc<Mutex<Known>>,
 }
 
+/// A server on `localhost`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    pub priority: u16,
+    pub weight: u16,
+    pub port: u16,
+}
+
 #[derive(Default)]
 struct Known {
-    /// Ports on `localhost`, by the name of the service.
-    records: HashMap<String, Vec<u16>>,
+    /// By the name of the service.
+    records: HashMap<String, Vec<Record>>,
     fails: bool,
     questions: usize,
 }
@@ -53,10 +61,16 @@ impl NameServer {
 
     /// `name`, such as `_etcd-client._tcp.example.com`, is served on these ports of `localhost`; none takes it away.
     pub fn set(&self, name: &str, ports: &[u16]) {
+        let records: Vec<Record> = ports.iter().map(|port| Record { port: *port, ..Record::default() }).collect();
+        self.set_records(name, &records);
+    }
+
+    /// The same with priorities and weights.
+    pub fn set_records(&self, name: &str, records: &[Record]) {
         let mut known = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         known.records.remove(name);
-        if !ports.is_empty() {
-            known.records.insert(name.to_owned(), ports.to_vec());
+        if !records.is_empty() {
+            known.records.insert(name.to_owned(), records.to_vec());
         }
     }
 
@@ -76,26 +90,26 @@ impl NameServer {
         let mut known = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         known.questions += 1;
         let records = known.records.get(&name);
-        let (code, ports) = match records {
+        let (code, records) = match records {
             _ if known.fails => (SERVER_FAILURE, &[][..]),
             None => (NO_SUCH_NAME, &[][..]),
-            Some(ports) if kind == SRV => (NO_ERROR, &ports[..]),
+            Some(records) if kind == SRV => (NO_ERROR, &records[..]),
             Some(_) => (NO_ERROR, &[][..]),
         };
         let mut answer = question.get(..2)?.to_vec();
         // An answer to a question with recursion, by a server that offers it.
-        for number in [0x8180 | code, 1, u16::try_from(ports.len()).ok()?, 0, 0] {
+        for number in [0x8180 | code, 1, u16::try_from(records.len()).ok()?, 0, 0] {
             answer.extend(number.to_be_bytes());
         }
         answer.extend(question.get(12..end + 4)?);
-        for port in ports {
+        for record in records {
             // The name is the question's, which begins at byte 12.
             answer.extend([0xc0, 12]);
             answer.extend([SRV.to_be_bytes(), INTERNET.to_be_bytes()].concat());
             answer.extend(TTL_SECONDS.to_be_bytes());
             let target = b"\x09localhost\x00";
             answer.extend(u16::try_from(6 + target.len()).ok()?.to_be_bytes());
-            for number in [0, 0, *port] {
+            for number in [record.priority, record.weight, record.port] {
                 answer.extend(number.to_be_bytes());
             }
             answer.extend(target);

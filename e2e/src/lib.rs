@@ -20,6 +20,8 @@ pub mod programs;
 pub mod certs;
 /// A name server with SRV records.
 pub mod dns;
+/// What the documents tell people to paste.
+pub mod docs;
 /// A plain HTTP/1.0 GET, for health and metrics.
 pub mod http;
 

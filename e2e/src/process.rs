@@ -85,6 +85,14 @@ impl Process {
         }
     }
 
+    /// Kills what is left of the process group of a child that has ended by itself.
+    pub fn end_group(&self) {
+        let id = i32::try_from(self.id()).expect("process ids fit in 31 bits");
+        // SAFETY: kill takes two integers and touches no memory. A group keeps its id for as long as it has members, and
+        // no new process gets that id meanwhile.
+        unsafe { libc::kill(-id, libc::SIGKILL) };
+    }
+
     /// CPU time used so far, user and system, in the kernel's 10 ms steps.
     pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("the process is running");

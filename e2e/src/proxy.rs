@@ -13,8 +13,9 @@ use crate::etcdctl::{Etcdctl, Outcome};
 use crate::process::Process;
 use crate::{Version, http, ports, programs};
 
-/// The line that both proxies log when they serve; unit files and etcd's own suites wait for it.
+/// The line that a proxy logs when it serves, whosever it is; unit files and etcd's own suites wait for it.
 const STARTED: &str = "started gRPC proxy";
+const GATEWAY_STARTED: &str = "ready to proxy client requests";
 
 /// Which program a proxy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -38,6 +39,8 @@ impl Program {
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     program: Program,
+    /// Whether it is the gateway, and not the gRPC proxy.
+    is_gateway: bool,
     arguments: Vec<String>,
     environment: Vec<(String, OsString)>,
     descriptors: Option<u64>,
@@ -46,6 +49,12 @@ pub struct Builder {
 impl Builder {
     pub fn program(mut self, program: Program) -> Builder {
         self.program = program;
+        self
+    }
+
+    /// `gateway start` instead of `grpc-proxy start`.
+    pub fn gateway(mut self) -> Builder {
+        self.is_gateway = true;
         self
     }
 
@@ -81,11 +90,11 @@ impl Builder {
                 address
             }
         };
-        if self.value_of("--advertise-client-url").is_none() {
+        if self.value_of("--advertise-client-url").is_none() && !self.is_gateway {
             self.arguments.push(format!("--advertise-client-url={address}"));
         }
         let process = self.spawn();
-        process.expect_stderr(STARTED);
+        process.expect_stderr(if self.is_gateway { GATEWAY_STARTED } else { STARTED });
         Proxy { process, address }
     }
 
@@ -107,7 +116,8 @@ impl Builder {
                 command.env_remove(name);
             }
         }
-        command.args(["grpc-proxy", "start"]).args(&self.arguments).envs(self.environment.iter().cloned());
+        let group = if self.is_gateway { "gateway" } else { "grpc-proxy" };
+        command.args([group, "start"]).args(&self.arguments).envs(self.environment.iter().cloned());
         if let Some(limit) = self.descriptors {
             let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
             // SAFETY: between fork and exec the closure makes one system call on a value that it owns.

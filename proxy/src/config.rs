@@ -7,7 +7,8 @@ use std::{
 
 use crate::{
     app,
-    flags::{Flags, MetricsUrl, Refusal},
+    flags::{self, Flags, MetricsUrl, Refusal},
+    gateway,
     resolver::{self, Proxy},
     server,
     services::{cache, ordering::Ordering, watch::hub},
@@ -186,6 +187,37 @@ fn tls_info(
         name(trusted_ca),
         name(crl),
     )
+}
+
+/// The gateway's configuration.
+pub fn configure_gateway(flags: &flags::gateway::Flags) -> Result<gateway::Config, ConfigError> {
+    let discovers = !flags.discovery_srv.is_empty();
+    let defaults = flags::gateway::Flags::default();
+    let srv = match discovers {
+        true => Some(gateway::discovery::Config {
+            dns: dns::Config {
+                domain: flags.discovery_srv.clone(),
+                service_name: flags.discovery_srv_name.clone(),
+                insecure: flags.insecure_discovery,
+                name_server: None,
+            },
+            tls: ClientTls::load(&tls::client::Config { cacert: flags.trusted_ca_file.clone(), ..Default::default() })?,
+            timeout: flags.dial_timeout,
+        }),
+        false => None,
+    };
+    let is_default = discovers && flags.endpoints == defaults.endpoints;
+    Ok(gateway::Config {
+        listen: flags.listen_addr.clone(),
+        endpoints: if is_default { Vec::new() } else { flags.endpoints.clone() },
+        srv,
+        retry_delay: flags.retry_delay,
+        dial_timeout: flags.dial_timeout,
+        threads: shards(flags.process.threads),
+        max_connections: flags.process.max_connections as usize,
+        metrics_addresses: flags.process.metrics_urls()?.into_iter().map(|url| url.address).collect(),
+        drain_timeout: flags.process.drain_timeout,
+    })
 }
 
 /// Where etcd's proxy keeps the certificate that it makes for itself.

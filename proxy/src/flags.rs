@@ -7,9 +7,11 @@ mod check;
 mod commands;
 mod environment;
 mod file;
+pub mod gateway;
 mod help;
 mod nearest;
 mod parse;
+pub mod process;
 mod refusal;
 mod scan;
 mod table;
@@ -17,7 +19,7 @@ mod tenancy;
 #[cfg(test)]
 mod tests;
 
-pub use check::MetricsUrl;
+pub use check::{MetricsUrl, metrics_urls};
 pub use environment::{env_name, process_env};
 pub use help::{markdown, start_usage};
 pub use parse::{Invocation, parse};
@@ -357,11 +359,22 @@ impl Flags {
         for url in urls.chain([&mut shown.advertise_client_url, &mut shown.listen_addr]) {
             *url = without_userinfo(url);
         }
-        let values = serde_json::to_value(&shown).expect("a struct of texts, numbers and lists has a JSON form");
-        let names = Flags::command();
-        let names = names.get_arguments().filter_map(|flag| flag.get_long());
-        names.map(|name| format!("--{name}={}", shell_word(&plain(&values[name])))).collect::<Vec<_>>().join(" ")
+        command_line(&shown)
     }
+}
+
+impl parse::Settings for Flags {
+    fn lists(&mut self) -> Vec<(&'static str, &mut Vec<String>)> {
+        vec![("endpoints", &mut self.endpoints), ("metrics-addr", &mut self.metrics_addr)]
+    }
+}
+
+/// All flags of a command with their values, as a shell reads them.
+fn command_line<F: CommandFactory + Serialize>(flags: &F) -> String {
+    let values = serde_json::to_value(flags).expect("a struct of texts, numbers and lists has a JSON form");
+    let names = F::command();
+    let names = names.get_arguments().filter_map(|flag| flag.get_long());
+    names.map(|name| format!("--{name}={}", shell_word(&plain(&values[name])))).collect::<Vec<_>>().join(" ")
 }
 
 /// A value as its flag is given it.

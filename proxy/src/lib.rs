@@ -1,18 +1,21 @@
 //! A gRPC proxy for etcd, as a map: `app` starts what `config` makes of `flags`; a connection comes in at `server`,
 //! its requests go by `router` to `services` or `admin`, and from there through `upstream` to etcd. `rules` knows what
-//! etcd's world is and never waits for anything.
+//! etcd's world is and never waits for anything. `gateway` is a front door of its own, which only moves bytes.
 
 pub mod admin;
 pub mod app;
 pub mod backoff;
 pub mod config;
+pub mod doors;
 pub mod drain;
 pub mod exchange;
 pub mod flags;
+pub mod gateway;
 pub mod go;
 pub mod logging;
 pub mod metrics;
 pub mod notify;
+pub mod pages;
 pub mod resolver;
 pub mod router;
 pub mod rules;

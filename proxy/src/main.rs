@@ -3,12 +3,13 @@
 use std::{fmt::Display, io::Write, process::ExitCode, time::Duration};
 
 use etcd_proxy::{
-    app, config,
+    app,
+    config::{self, ConfigError},
     flags::{self, Flags, Invocation, LogFormat, Refusal},
-    logging,
+    gateway, logging,
     notify::Notifier,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// glibc's allocator costs a fifth more per call here and gives memory back later.
 #[global_allocator]
@@ -21,10 +22,21 @@ fn main() -> ExitCode {
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
-        Ok(Invocation::Start { flags, warnings }) => match flags.check() {
-            Ok(more) => run(&flags, warnings.into_iter().chain(more)),
-            Err(refusal) => refuse(&refusal),
-        },
+        Ok(Invocation::Start { flags, warnings }) => {
+            let log = Log { level: flags.level(), format: flags.log_format, flags: flags.effective() };
+            run(
+                flags.check(),
+                warnings,
+                log,
+                || config::configure(&flags),
+                async |config, signals| serve(&flags, config, signals).await,
+            )
+        }
+        Ok(Invocation::StartGateway { flags, warnings }) => {
+            let (level, format) = (flags.process.level(), flags.process.log_format);
+            let log = Log { level, format, flags: flags.effective() };
+            run(flags.check(), warnings, log, || config::configure_gateway(&flags), serve_gateway)
+        }
         Err(refusal) => refuse(&refusal),
     }
 }
@@ -50,20 +62,63 @@ fn failure() -> ExitCode {
     ExitCode::from(u8::try_from(Refusal::EXIT_CODE).unwrap_or(1))
 }
 
-fn run(flags: &Flags, warnings: impl Iterator<Item = String>) -> ExitCode {
-    let format = match flags.log_format {
+/// What the log is, and what it begins with.
+struct Log {
+    level: tracing::Level,
+    format: LogFormat,
+    /// All flags with their values.
+    flags: String,
+}
+
+/// The signals that end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Returns at the first one, after a log line.
+    async fn first(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("received SIGTERM, draining"),
+            _ = self.interrupt.recv() => tracing::info!("received SIGINT, draining"),
+        }
+    }
+
+    /// Waits for the drain, which another signal ends; whether it was finished.
+    async fn second(&mut self, drain: impl Future<Output = bool>) -> bool {
+        tokio::select! {
+            finished = drain => finished,
+            _ = self.terminate.recv() => false,
+            _ = self.interrupt.recv() => false,
+        }
+    }
+}
+
+fn run<C>(
+    checked: Result<Vec<String>, Refusal>,
+    warnings: Vec<String>,
+    log: Log,
+    configure: impl FnOnce() -> Result<C, ConfigError>,
+    serve: impl AsyncFnOnce(C, Signals) -> ExitCode,
+) -> ExitCode {
+    let more = match checked {
+        Ok(more) => more,
+        Err(refusal) => return refuse(&refusal),
+    };
+    let format = match log.format {
         LogFormat::Json => logging::Format::Json,
         LogFormat::Text => logging::Format::Text,
     };
-    if let Err(error) = logging::init(flags.level(), format) {
+    if let Err(error) = logging::init(log.level, format) {
         complain(error);
         return failure();
     }
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(more) {
         tracing::warn!("{warning}");
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), flags = flags.effective(), "starting etcd-proxy");
-    let config = match config::configure(flags) {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), flags = log.flags, "starting etcd-proxy");
+    let config = match configure() {
         Ok(config) => config,
         Err(error) => {
             logging::flush(LOG_FLUSH);
@@ -78,19 +133,20 @@ fn run(flags: &Flags, warnings: impl Iterator<Item = String>) -> ExitCode {
             return failure();
         }
     };
-    let exit = runtime.block_on(serve(flags, config));
+    let exit = runtime.block_on(async {
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(terminate), Ok(interrupt)) => serve(config, Signals { terminate, interrupt }).await,
+            (Err(error), _) | (_, Err(error)) => {
+                complain(format_args!("failed to listen for signals: {error}"));
+                failure()
+            }
+        }
+    });
     logging::flush(LOG_FLUSH);
     exit
 }
 
-async fn serve(flags: &Flags, config: app::Config) -> ExitCode {
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => {
-            complain(format_args!("failed to listen for signals: {error}"));
-            return failure();
-        }
-    };
+async fn serve(flags: &Flags, config: app::Config, mut signals: Signals) -> ExitCode {
     let running = match app::start(config).await {
         Ok(running) => running,
         Err(error) => {
@@ -101,21 +157,37 @@ async fn serve(flags: &Flags, config: app::Config) -> ExitCode {
     let notifier = Notifier::from_env();
     tracing::info!(address = %flags.listen_addr, "started gRPC proxy");
     notifier.ready();
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("received SIGTERM, draining"),
-        _ = interrupt.recv() => tracing::info!("received SIGINT, draining"),
-    }
+    signals.first().await;
     notifier.stopping();
-    let finished = tokio::select! {
-        finished = running.drain() => finished,
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-    };
-    if finished {
+    if signals.second(running.drain()).await {
         tracing::info!("drained, every call has ended");
     } else {
         tracing::warn!("ending with calls under way");
     }
     tracing::info!(address = %flags.listen_addr, "stop listening gRPC proxy client requests");
+    ExitCode::SUCCESS
+}
+
+async fn serve_gateway(config: gateway::Config, mut signals: Signals) -> ExitCode {
+    // etcd's gateway says so first, with the words of its command line.
+    let arguments: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    tracing::info!(args = ?arguments, "Running: ");
+    let running = match gateway::start(config).await {
+        Ok(running) => running,
+        Err(error) => {
+            complain(error);
+            return failure();
+        }
+    };
+    let notifier = Notifier::from_env();
+    notifier.ready();
+    tracing::info!(endpoints = ?running.endpoints, "ready to proxy client requests");
+    signals.first().await;
+    notifier.stopping();
+    if signals.second(running.drain()).await {
+        tracing::info!("drained, every connection has ended");
+    } else {
+        tracing::warn!("ending with connections open");
+    }
     ExitCode::SUCCESS
 }

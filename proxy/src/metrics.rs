@@ -22,6 +22,7 @@ mod calls;
 mod document;
 mod endpoint;
 mod family;
+pub mod gateway;
 mod process;
 
 pub use calls::{Call, Messages};

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{admin::Admin, drain::Watcher, metrics::Metrics, router::Router, tls::ServerTls};
 
-mod descriptors;
+pub mod descriptors;
 mod frames;
 mod http2;
 mod metered;
@@ -180,6 +180,11 @@ impl Shards {
 }
 
 impl Bound {
+    /// For who accepts by other means.
+    pub fn into_parts(self) -> (TcpListener, SocketAddr) {
+        (self.listener, self.address)
+    }
+
     /// The next connection; none once the drain has begun.
     async fn next(&self, drain: &mut Watcher) -> Option<(TcpStream, SocketAddr)> {
         loop {

@@ -10,7 +10,7 @@ use crate::go;
 /// etcd refuses leases that live longer (`lease.MaxLeaseTTL`), so a registration would never succeed.
 const MAX_LEASE_TTL: i64 = 9_000_000_000;
 /// More threads than any machine has cores; a larger number is a mistake that would exhaust memory.
-const MAX_THREADS: u32 = 1_024;
+pub(super) const MAX_THREADS: u32 = 1_024;
 /// Less could not hold one event of the largest size that etcd accepts by default (1.5 MiB) with its previous value.
 const MIN_WATCH_LOG_BYTES: u32 = 64 * 1_024;
 /// The least that holds the headers of a gRPC call with a token.
@@ -27,6 +27,11 @@ pub struct MetricsUrl {
     pub address: String,
 }
 
+/// The listeners that these values of `--metrics-addr` ask for.
+pub fn metrics_urls(urls: &[String]) -> Result<Vec<MetricsUrl>, Refusal> {
+    urls.iter().map(|url| metrics_url(url)).collect::<Result<_, _>>().map_err(Refusal::new)
+}
+
 impl Flags {
     /// Refuses what cannot work, in etcd's words where etcd refuses it too; answers with warnings about what has no effect.
     pub fn check(&self) -> Result<Vec<String>, Refusal> {
@@ -36,7 +41,7 @@ impl Flags {
 
     /// The listeners that `--metrics-addr` asks for.
     pub fn metrics_urls(&self) -> Result<Vec<MetricsUrl>, Refusal> {
-        self.metrics_addr.iter().map(|url| metrics_url(url)).collect::<Result<_, _>>().map_err(Refusal::new)
+        metrics_urls(&self.metrics_addr)
     }
 
     /// Whether clients are served over TLS.
@@ -160,7 +165,7 @@ impl Flags {
 const TLS12: u16 = 0x0303;
 const TLS13: u16 = 0x0304;
 
-fn tls_version(text: &str) -> Result<Option<u16>, String> {
+pub(super) fn tls_version(text: &str) -> Result<Option<u16>, String> {
     match text {
         "" => Ok(None),
         "TLS1.2" => Ok(Some(TLS12)),
@@ -169,7 +174,12 @@ fn tls_version(text: &str) -> Result<Option<u16>, String> {
     }
 }
 
-fn check_pair(key_flag: &str, key: &Option<PathBuf>, cert_flag: &str, cert: &Option<PathBuf>) -> Result<(), String> {
+pub(super) fn check_pair(
+    key_flag: &str,
+    key: &Option<PathBuf>,
+    cert_flag: &str,
+    cert: &Option<PathBuf>,
+) -> Result<(), String> {
     if key.is_some() == cert.is_some() {
         return Ok(());
     }
@@ -182,7 +192,7 @@ fn check_pair(key_flag: &str, key: &Option<PathBuf>, cert_flag: &str, cert: &Opt
     ))
 }
 
-fn check_range(flag: &str, value: u32, least: u32, most: u32) -> Result<(), String> {
+pub(super) fn check_range(flag: &str, value: u32, least: u32, most: u32) -> Result<(), String> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
@@ -190,7 +200,7 @@ fn check_range(flag: &str, value: u32, least: u32, most: u32) -> Result<(), Stri
 }
 
 /// As `net.SplitHostPort` does, with its words; a port is a number here, and may be left out after the colon for any.
-fn check_listen_address(flag: &str, address: &str) -> Result<(), String> {
+pub(super) fn check_listen_address(flag: &str, address: &str) -> Result<(), String> {
     let refuse = |cause: &str| {
         Err(format!(
             "invalid {flag} {}: address {address}: {cause}; want host:port, such as 127.0.0.1:23790",
@@ -224,7 +234,7 @@ fn check_listen_address(flag: &str, address: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn metrics_url(url: &str) -> Result<MetricsUrl, String> {
+pub(super) fn metrics_url(url: &str) -> Result<MetricsUrl, String> {
     let refuse = |cause: &str| {
         Err(format!("invalid metrics-addr {}: {cause}; want a URL, such as http://127.0.0.1:2381", go::quote(url)))
     };

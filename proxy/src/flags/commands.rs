@@ -2,54 +2,107 @@
 
 use std::ffi::OsString;
 
-use super::{nearest::nearest, refusal::Refusal};
+use clap::CommandFactory;
+
+use super::{Flags, gateway, nearest::nearest, refusal::Refusal, table::Table};
 use crate::go;
 
 /// The commands of the program, as the words of the command line name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub enum Command {
     Root,
-    Group,
-    Start,
+    /// A word under which commands stand, which does nothing by itself.
+    Group(Door),
+    Start(Door),
     Version,
+}
+
+/// A kind of proxy, each with a group of commands of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    GrpcProxy,
+    Gateway,
+}
+
+impl Door {
+    pub(super) const ALL: [Door; 2] = [Door::Gateway, Door::GrpcProxy];
+
+    /// The word on the command line.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Door::GrpcProxy => "grpc-proxy",
+            Door::Gateway => "gateway",
+        }
+    }
+
+    /// What `start` does, as help has it.
+    pub(super) fn about_start(self) -> &'static str {
+        match self {
+            Door::GrpcProxy => "start the grpc proxy",
+            Door::Gateway => "start the gateway",
+        }
+    }
+
+    /// The flags of its `start`.
+    pub(super) fn flags(self) -> clap::Command {
+        match self {
+            Door::GrpcProxy => Flags::command(),
+            Door::Gateway => gateway::Flags::command(),
+        }
+    }
 }
 
 impl Command {
     pub(super) fn find(words: &[OsString]) -> Result<Command, Refusal> {
         let texts: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        match texts.as_slice() {
-            [] => Ok(Command::Root),
-            ["version", ..] => Ok(Command::Version),
-            ["grpc-proxy"] => Ok(Command::Group),
-            ["grpc-proxy", "start", ..] => Ok(Command::Start),
-            ["grpc-proxy", unknown, ..] => Err(unknown_command(unknown, Command::Group)),
-            [unknown, ..] => Err(unknown_command(unknown, Command::Root)),
+        let (first, rest) = match texts.split_first() {
+            None => return Ok(Command::Root),
+            Some((&"version", _)) => return Ok(Command::Version),
+            Some((first, rest)) => (*first, rest),
+        };
+        let Some(door) = Door::ALL.into_iter().find(|door| door.word() == first) else {
+            return Err(unknown_command(first, Command::Root));
+        };
+        match rest.first() {
+            None => Ok(Command::Group(door)),
+            Some(&"start") => Ok(Command::Start(door)),
+            Some(unknown) => Err(unknown_command(unknown, Command::Group(door))),
         }
     }
 
-    pub(super) fn path(self) -> &'static str {
+    pub(super) fn path(self) -> String {
         match self {
-            Command::Root => "etcd-proxy",
-            Command::Group => "etcd-proxy grpc-proxy",
-            Command::Start => "etcd-proxy grpc-proxy start",
-            Command::Version => "etcd-proxy version",
+            Command::Root => "etcd-proxy".to_owned(),
+            Command::Group(door) => format!("etcd-proxy {}", door.word()),
+            Command::Start(door) => format!("etcd-proxy {} start", door.word()),
+            Command::Version => "etcd-proxy version".to_owned(),
         }
     }
 
     fn children(self) -> &'static [&'static str] {
         match self {
-            Command::Root => &["grpc-proxy", "help", "version"],
-            Command::Group => &["start"],
-            Command::Start | Command::Version => &[],
+            Command::Root => &["gateway", "grpc-proxy", "help", "version"],
+            Command::Group(_) => &["start"],
+            Command::Start(_) | Command::Version => &[],
+        }
+    }
+
+    /// Every flag that its command line may hold. A command that takes none knows those of all others, to say that they
+    /// are not its own.
+    pub(super) fn table(self) -> Table {
+        match self {
+            Command::Start(door) => Table::of([door]),
+            Command::Root | Command::Group(_) | Command::Version => Table::of(Door::ALL),
         }
     }
 }
 
 fn unknown_command(unknown: &str, parent: Command) -> Refusal {
-    let message = format!("unknown command {} for {}", go::quote(unknown), go::quote(parent.path()));
+    let path = parent.path();
+    let message = format!("unknown command {} for {}", go::quote(unknown), go::quote(&path));
     let hint = nearest(unknown, parent.children().iter().copied())
         .map(|name| format!("\n\nDid you mean this?\n\t{name}\n"))
         .unwrap_or_default();
-    Refusal::new(format!("Error: {message}{hint}\nRun '{} --help' for usage.\n{message}", parent.path()))
+    Refusal::new(format!("Error: {message}{hint}\nRun '{path} --help' for usage.\n{message}"))
 }

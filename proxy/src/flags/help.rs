@@ -2,48 +2,51 @@
 
 use std::fmt::Write;
 
-use clap::{Arg, CommandFactory};
+use clap::Arg;
 
-use super::commands::Command;
+use super::commands::{Command, Door};
 use super::environment::env_name;
 use super::table::kind;
-use super::{Flags, GROUPS, OURS};
+use super::{GROUPS, OURS};
 use crate::go;
 
 /// What `--help` prints for a command.
 pub(super) fn page(command: Command) -> String {
     let about = match command {
-        Command::Root => "a gRPC proxy for etcd",
-        Command::Group => "grpc-proxy related command",
-        Command::Start => "start the grpc proxy",
-        Command::Version => "print the version",
+        Command::Root => "a gRPC proxy for etcd".to_owned(),
+        Command::Group(door) => format!("{} related command", door.word()),
+        Command::Start(door) => door.about_start().to_owned(),
+        Command::Version => "print the version".to_owned(),
     };
     format!("{about}\n\n{}", usage(command))
 }
 
 /// The usage of `grpc-proxy start`, for who wants to show it with an error of their own.
 pub fn start_usage() -> String {
-    usage(Command::Start)
+    usage(Command::Start(Door::GrpcProxy))
 }
 
 pub(super) fn usage(command: Command) -> String {
     let path = command.path();
     match command {
         Command::Root => format!(
-            "Usage:\n  {path} [command]\n\nAvailable Commands:\n  grpc-proxy  grpc-proxy related command\n  \
-             help        Help about any command\n  version     print the version\n\nFlags:\n  \
+            "Usage:\n  {path} [command]\n\nAvailable Commands:\n  gateway     gateway related command\n  \
+             grpc-proxy  grpc-proxy related command\n  help        Help about any command\n  \
+             version     print the version\n\nFlags:\n  \
              -h, --help      help for etcd-proxy\n      --version   print the version\n\n\
              Use \"{path} [command] --help\" for more information about a command.\n"
         ),
-        Command::Group => format!(
-            "Usage:\n  {path} [command]\n\nAvailable Commands:\n  start       start the grpc proxy\n\nFlags:\n  \
-             -h, --help   help for grpc-proxy\n\n\
-             Use \"{path} [command] --help\" for more information about a command.\n"
+        Command::Group(door) => format!(
+            "Usage:\n  {path} [command]\n\nAvailable Commands:\n  start       {}\n\nFlags:\n  \
+             -h, --help   help for {}\n\n\
+             Use \"{path} [command] --help\" for more information about a command.\n",
+            door.about_start(),
+            door.word()
         ),
         Command::Version => {
             format!("Usage:\n  {path} [flags]\n\nFlags:\n  -h, --help   help for version\n")
         }
-        Command::Start => start_page(path),
+        Command::Start(door) => start_page(door, &path),
     }
 }
 
@@ -64,24 +67,30 @@ fn go_arch() -> &'static str {
 /// The one flag that is not in the table.
 const HELP_FLAG: &str = "  -h, --help";
 
-fn start_page(path: &str) -> String {
-    let command = Flags::command();
+fn start_page(door: Door, path: &str) -> String {
+    let command = door.flags();
     let width = command.get_arguments().map(|flag| left_column(flag).len()).max().unwrap_or(0);
     let mut page = format!("Usage:\n  {path} [flags]\n");
-    for group in GROUPS {
+    for group in groups(&command) {
         let _ = write!(page, "\n{group}:\n");
         for flag in in_group(&command, group) {
             let _ = writeln!(page, "{:width$}   {}{}", left_column(flag), meaning(flag), shown_default(flag));
         }
     }
     let _ = writeln!(page, "\n{HELP_FLAG:width$}   help for start\n");
-    let (flag, variable) = ("listen-addr", env_name("listen-addr"));
+    let flag = command.get_arguments().next().map_or("listen-addr", name);
+    let variable = env_name(flag);
     let _ = writeln!(
         page,
         "Each flag can also be given as an environment variable (--{flag} as {variable}) or as a key of the\n\
          config file. A flag counts more than a variable, a variable more than the file."
     );
     page
+}
+
+/// The groups that have flags in this command.
+fn groups(command: &clap::Command) -> impl Iterator<Item = &'static str> {
+    GROUPS.into_iter().filter(|group| in_group(command, group).next().is_some())
 }
 
 fn in_group<'a>(command: &'a clap::Command, group: &'a str) -> impl Iterator<Item = &'a Arg> {
@@ -125,13 +134,20 @@ fn shown_default(flag: &Arg) -> String {
 
 /// `docs/flags.md`.
 pub fn markdown() -> String {
-    let command = Flags::command();
     let mut page = String::from(INTRODUCTION);
-    for group in GROUPS {
+    write_tables(&mut page, Door::GrpcProxy, "##");
+    let _ = write!(page, "\n## `{}`\n\n{GATEWAY}", Command::Start(Door::Gateway).path());
+    write_tables(&mut page, Door::Gateway, "###");
+    page
+}
+
+fn write_tables(page: &mut String, door: Door, heading: &str) {
+    let command = door.flags();
+    for group in groups(&command) {
         let last = if group == OURS { "Why this default" } else { "What differs from etcd" };
         let _ = write!(
             page,
-            "\n## {group}\n\n| Flag | Variable | Type | Default | Meaning | {last} |\n|---|---|---|---|---|---|\n"
+            "\n{heading} {group}\n\n| Flag | Variable | Type | Default | Meaning | {last} |\n|---|---|---|---|---|---|\n"
         );
         for flag in in_group(&command, group) {
             let cells = [
@@ -148,15 +164,19 @@ pub fn markdown() -> String {
             let _ = writeln!(page, "| {} |", cells.join(" | "));
         }
     }
-    page
 }
+
+const GATEWAY: &str = "\
+It takes every flag of `etcd gateway start`, with the same name, default and meaning, and some of its own. Values come
+from the same four places.
+";
 
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
 const INTRODUCTION: &str = "\
-<!-- Made from the table in proxy/src/flags.rs; `UPDATE_DOCS=1 cargo test -p etcd-proxy --lib flags` writes it anew. -->
+<!-- Made from the tables in proxy/src/flags.rs and proxy/src/flags/; `UPDATE_DOCS=1 cargo test -p etcd-proxy --lib flags` writes it anew. -->
 
 # Flags
 
@@ -181,6 +201,6 @@ has a text for it, the text is etcd's. What has no effect is logged as a warning
 Besides what the tables say, the command line differs from etcd's in this:
 
 - flags may stand before `start` in every spelling; etcd takes `--flag=value` there but not `--flag`;
-- `grpc-proxy` followed by an unknown command is an error; etcd prints its help and exits with 0;
+- `grpc-proxy` or `gateway` followed by an unknown command is an error; etcd prints its help and exits with 0;
 - an argument that is no flag is reported in the log; etcd drops it without a word.
 ";

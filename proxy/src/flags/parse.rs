@@ -6,16 +6,16 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use clap::Arg;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, CommandFactory, FromArgMatches};
 
-use super::commands::Command;
+use super::commands::{Command, Door};
 use super::environment::env_name;
 use super::file::{self, FileValue};
 use super::refusal::Refusal;
 use super::scan::{Wrong, scan, usage_error};
 use super::table::{Table, kind, takes_any_bytes};
-use super::{Flags, help};
+use super::{Flags, gateway, help};
 use crate::go;
 
 /// What the command line asks for.
@@ -23,6 +23,8 @@ use crate::go;
 pub enum Invocation {
     /// Run the proxy. The warnings are for the log, once there is one.
     Start { flags: Box<Flags>, warnings: Vec<String> },
+    /// Run the gateway.
+    StartGateway { flags: Box<gateway::Flags>, warnings: Vec<String> },
     /// Print this to stdout and exit with 0.
     Print(String),
 }
@@ -34,13 +36,16 @@ pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     environment: &BTreeMap<String, OsString>,
 ) -> Result<Invocation, Refusal> {
-    let table = Table::new();
-    let scan = scan(&table, arguments.into_iter().collect());
-    let words = match scan.words.split_first() {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Flags may stand before the words that say whose they are. A flag of one name takes a value in every command or in
+    // none, so that the words are found without knowing the command.
+    let words = scan(&Command::Root.table(), arguments.clone()).words;
+    let command = match words.split_first() {
         Some((first, rest)) if first == "help" => return Ok(Invocation::Print(help::page(Command::find(rest)?))),
-        _ => &scan.words,
+        _ => Command::find(&words)?,
     };
-    let command = Command::find(words)?;
+    let table = command.table();
+    let scan = scan(&table, arguments);
     if let Some(Wrong { message, hint }) = scan.wrong {
         return Err(usage_error(command, &message, hint.as_deref()));
     }
@@ -53,18 +58,32 @@ pub fn parse(
     if scan.version {
         return Err(usage_error(command, "unknown flag: --version", None));
     }
-    if command != Command::Start {
+    let Command::Start(door) = command else {
         // Flags of `start` without it mean nothing; without any flag either, the page says what there is.
         return match scan.given.first() {
             Some((flag, _)) => Err(usage_error(command, &format!("unknown flag: --{flag}"), None)),
             None => Ok(Invocation::Print(help::page(command))),
         };
-    }
-    let mut warnings: Vec<String> = words.iter().skip(2).map(|word| unused_argument(word)).collect();
+    };
+    let mut warnings: Vec<String> = scan.words.iter().skip(2).map(|word| unused_argument(word)).collect();
     warnings.extend(environment.keys().filter_map(|name| table.misspelt_variable(name)));
-    let (flags, more) = merge(&table, scan.given, environment)?;
-    warnings.extend(more);
-    Ok(Invocation::Start { flags: Box::new(flags), warnings })
+    let sources = Sources { command, table: &table, given: scan.given, environment };
+    Ok(match door {
+        Door::GrpcProxy => {
+            let flags = Box::new(sources.merge(&mut warnings)?);
+            Invocation::Start { flags, warnings }
+        }
+        Door::Gateway => {
+            let flags = Box::new(sources.merge(&mut warnings)?);
+            Invocation::StartGateway { flags, warnings }
+        }
+    })
+}
+
+/// The flags of one command, as the parser fills them.
+pub(super) trait Settings: clap::Parser {
+    /// The lists in which blanks and empty items mean nothing.
+    fn lists(&mut self) -> Vec<(&'static str, &mut Vec<String>)>;
 }
 
 /// cobra drops surplus arguments without a word, so they must not stop a start; `--debug false` is how most come about.
@@ -85,12 +104,12 @@ enum Origin {
 }
 
 impl Origin {
-    fn refuse(&self, flag: &str, value: &str, cause: &str) -> Refusal {
+    fn refuse(&self, command: Command, flag: &str, value: &str, cause: &str) -> Refusal {
         let value = go::quote(value);
         match self {
             Origin::Flag => {
                 let message = format!("invalid argument {value} for \"--{flag}\" flag: {cause}");
-                usage_error(Command::Start, &message, None)
+                usage_error(command, &message, None)
             }
             Origin::Variable(name) => {
                 Refusal::new(format!("invalid argument {value} for environment variable {name}: {cause}"))
@@ -111,47 +130,56 @@ impl Origin {
     }
 }
 
-/// Lays the sources over each other (flag, then variable, then file, then default) and lets the table read the values.
-fn merge(
-    table: &Table,
+/// Where the values of one command come from.
+struct Sources<'a> {
+    command: Command,
+    table: &'a Table,
     given: Vec<(String, OsString)>,
-    environment: &BTreeMap<String, OsString>,
-) -> Result<(Flags, Vec<String>), Refusal> {
-    let mut values: Vec<(String, OsString)> = given;
-    let mut origins: HashMap<String, Origin> = values.iter().map(|(name, _)| (name.clone(), Origin::Flag)).collect();
-    for flag in table.names() {
-        let name = env_name(flag);
-        // An empty variable is an unset one, as in etcd's own reading of its environment: manifests leave them behind.
-        if let Some(value) = environment.get(&name).filter(|value| !value.is_empty() && !origins.contains_key(flag)) {
-            values.push((flag.to_owned(), value.clone()));
-            origins.insert(flag.to_owned(), Origin::Variable(name));
-        }
-    }
-    let path = values.iter().rev().find(|(name, value)| name == "config-file" && !value.is_empty());
-    if let Some(path) = path.map(|(_, value)| PathBuf::from(value)) {
-        for (flag, value) in read_file(table, &path)? {
-            if let Entry::Vacant(origin) = origins.entry(flag) {
-                let text = match value {
-                    FileValue::Text(text) => text,
-                    FileValue::List(items) => go::write_csv(&items),
-                };
-                values.push((origin.key().clone(), text.into()));
-                origin.insert(Origin::File(path.clone()));
+    environment: &'a BTreeMap<String, OsString>,
+}
+
+impl Sources<'_> {
+    /// Lays the sources over each other (flag, then variable, then file, then default) and lets the table read the values.
+    fn merge<F: Settings>(self, warnings: &mut Vec<String>) -> Result<F, Refusal> {
+        let Sources { command, table, given, environment } = self;
+        let mut values: Vec<(String, OsString)> = given;
+        let mut origins: HashMap<String, Origin> =
+            values.iter().map(|(name, _)| (name.clone(), Origin::Flag)).collect();
+        for flag in table.names() {
+            let name = env_name(flag);
+            // An empty variable is an unset one, as in etcd's own reading of its environment: manifests leave them behind.
+            if let Some(value) = environment.get(&name).filter(|value| !value.is_empty() && !origins.contains_key(flag))
+            {
+                values.push((flag.to_owned(), value.clone()));
+                origins.insert(flag.to_owned(), Origin::Variable(name));
             }
         }
-    }
-    let mut warnings = Vec::new();
-    for (name, value) in &values {
-        let (Some(flag), Some(origin)) = (table.find(name), origins.get(name)) else { continue };
-        check_text(flag, value).map_err(|cause| origin.refuse(name, &value.to_string_lossy(), &cause))?;
-        if kind(flag) == "duration" && value.as_bytes().starts_with(b"-") {
-            warnings.push(format!("{} is negative, which means the same as 0", origin.named(name)));
+        let path = values.iter().rev().find(|(name, value)| name == "config-file" && !value.is_empty());
+        if let Some(path) = path.map(|(_, value)| PathBuf::from(value)) {
+            for (flag, value) in read_file(table, &path)? {
+                if let Entry::Vacant(origin) = origins.entry(flag) {
+                    let text = match value {
+                        FileValue::Text(text) => text,
+                        FileValue::List(items) => go::write_csv(&items),
+                    };
+                    values.push((origin.key().clone(), text.into()));
+                    origin.insert(Origin::File(path.clone()));
+                }
+            }
         }
+        for (name, value) in &values {
+            let (Some(flag), Some(origin)) = (table.find(name), origins.get(name)) else { continue };
+            check_text(flag, value).map_err(|cause| origin.refuse(command, name, &value.to_string_lossy(), &cause))?;
+            if kind(flag) == "duration" && value.as_bytes().starts_with(b"-") {
+                warnings.push(format!("{} is negative, which means the same as 0", origin.named(name)));
+            }
+        }
+        let mut flags: F = read_values(command, &join_slices(table, values), &origins)?;
+        for (name, list) in flags.lists() {
+            trim(name, list, warnings);
+        }
+        Ok(flags)
     }
-    let mut flags = read_values(&join_slices(table, values), &origins)?;
-    trim("endpoints", &mut flags.endpoints, &mut warnings);
-    trim("metrics-addr", &mut flags.metrics_addr, &mut warnings);
-    Ok((flags, warnings))
 }
 
 fn read_file(table: &Table, path: &Path) -> Result<Vec<(String, FileValue)>, Refusal> {
@@ -189,16 +217,17 @@ fn join_slices(table: &Table, values: Vec<(String, OsString)>) -> Vec<(String, O
     joined
 }
 
-fn read_values(values: &[(String, OsString)], origins: &HashMap<String, Origin>) -> Result<Flags, Refusal> {
+fn read_values<F: Settings>(
+    command: Command,
+    values: &[(String, OsString)],
+    origins: &HashMap<String, Origin>,
+) -> Result<F, Refusal> {
     let arguments = values.iter().map(|(name, value)| {
         let mut argument = format!("--{name}=").into_bytes();
         argument.extend_from_slice(value.as_bytes());
         OsString::from_vec(argument)
     });
-    let read = Flags::command()
-        .try_get_matches_from(arguments)
-        .and_then(|mut matches| Flags::from_arg_matches_mut(&mut matches));
-    read.map_err(|error| {
+    F::try_parse_from(arguments).map_err(|error| {
         let text = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => text.as_str(),
             _ => "",
@@ -206,8 +235,8 @@ fn read_values(values: &[(String, OsString)], origins: &HashMap<String, Origin>)
         let flag = text(ContextKind::InvalidArg).split(' ').next().unwrap_or_default().trim_start_matches("--");
         let cause = std::error::Error::source(&error).map_or_else(|| error.kind().to_string(), ToString::to_string);
         match origins.get(flag) {
-            Some(origin) => origin.refuse(flag, text(ContextKind::InvalidValue), &cause),
-            None => usage_error(Command::Start, &cause, None),
+            Some(origin) => origin.refuse(command, flag, text(ContextKind::InvalidValue), &cause),
+            None => usage_error(command, &cause, None),
         }
     })
 }

@@ -2,28 +2,31 @@
 
 use std::{any::TypeId, path::PathBuf};
 
-use clap::{Arg, CommandFactory};
+use clap::Arg;
 
 use super::{
-    Flags,
+    commands::Door,
     environment::{ENV_PREFIX, env_name},
     nearest::nearest,
 };
 
-/// What one flag is, as far as reading a command line goes.
+/// The flags of one command, or of several.
 pub(super) struct Table {
-    command: clap::Command,
+    commands: Vec<clap::Command>,
 }
 
 impl Table {
-    pub(super) fn new() -> Self {
-        let mut command = Flags::command();
-        command.build();
-        Table { command }
+    pub(super) fn of(doors: impl IntoIterator<Item = Door>) -> Self {
+        let built = |door: Door| {
+            let mut command = door.flags();
+            command.build();
+            command
+        };
+        Table { commands: doors.into_iter().map(built).collect() }
     }
 
     pub(super) fn flags(&self) -> impl Iterator<Item = &Arg> {
-        self.command.get_arguments()
+        self.commands.iter().flat_map(clap::Command::get_arguments)
     }
 
     pub(super) fn find(&self, name: &str) -> Option<&Arg> {

@@ -390,9 +390,9 @@ fn unknown_commands_are_refused_as_cobra_refuses_them() {
          Run 'etcd-proxy --help' for usage.\nunknown command \"grcp-proxy\" for \"etcd-proxy\"\n"
     );
     assert_eq!(
-        refused(&["gateway", "start"], &[]),
-        "Error: unknown command \"gateway\" for \"etcd-proxy\"\nRun 'etcd-proxy --help' for usage.\n\
-         unknown command \"gateway\" for \"etcd-proxy\"\n"
+        refused(&["server", "start"], &[]),
+        "Error: unknown command \"server\" for \"etcd-proxy\"\nRun 'etcd-proxy --help' for usage.\n\
+         unknown command \"server\" for \"etcd-proxy\"\n"
     );
     let strat = refused(&["grpc-proxy", "strat"], &[]);
     assert!(strat.starts_with("Error: unknown command \"strat\" for \"etcd-proxy grpc-proxy\"\n"), "{strat}");
@@ -414,6 +414,9 @@ fn help_and_version_are_printed_and_start_nothing() {
         (&["grpc-proxy", "start", "--help"], "start the grpc proxy\n\nUsage:\n  etcd-proxy grpc-proxy start [flags]\n"),
         (&["grpc-proxy", "--help", "start"], "start the grpc proxy\n\nUsage:\n  etcd-proxy grpc-proxy start [flags]\n"),
         (&["help", "grpc-proxy", "start"], "start the grpc proxy\n\nUsage:\n  etcd-proxy grpc-proxy start [flags]\n"),
+        (&["gateway"], "gateway related command\n\nUsage:\n  etcd-proxy gateway [command]\n"),
+        (&["gateway", "start", "-h"], "start the gateway\n\nUsage:\n  etcd-proxy gateway start [flags]\n"),
+        (&["help", "gateway", "start"], "start the gateway\n\nUsage:\n  etcd-proxy gateway start [flags]\n"),
         (&["version"], "etcd-proxy Version: "),
         (&["--version"], "etcd-proxy Version: "),
     ];
@@ -428,6 +431,46 @@ fn help_and_version_are_printed_and_start_nothing() {
     assert!(page.contains(" (default [127.0.0.1:2379])\n"), "{page}");
     assert!(page.contains(" (default \"127.0.0.1:23790\")\n"), "{page}");
     assert!(refused(&["grpc-proxy", "start", "--version"], &[]).starts_with("Error: unknown flag: --version\n"));
+}
+
+#[test]
+fn a_flag_of_one_name_takes_a_value_in_every_command_or_in_none() {
+    let table = commands::Command::Root.table();
+    for flag in table.flags() {
+        let name = flag.get_long().expect("every flag has a long name");
+        let first = table.find(name).expect("it is in the table");
+        assert_eq!(kind(flag) == "bool", kind(first) == "bool", "{name}");
+    }
+}
+
+#[test]
+fn the_gateway_takes_its_own_flags_before_and_after_start_and_no_others() {
+    let gateway = |words: &[&str]| match run(words, &[("ETCD_PROXY_THREADS", "2")]) {
+        Ok(Invocation::StartGateway { flags, warnings }) => (*flags, warnings),
+        other => panic!("{words:?} gave {other:?}"),
+    };
+    let flags = ["--endpoints=a:1,b:2", "--retry-delay", "5s", "--insecure-discovery"];
+    let before: Vec<&str> = ["gateway"].into_iter().chain(flags).chain(["start"]).collect();
+    let after: Vec<&str> = ["gateway", "start"].into_iter().chain(flags).collect();
+    let (read, warnings) = gateway(&after);
+    assert_eq!((gateway(&before), &warnings), ((read.clone(), vec![]), &vec![]));
+    assert_eq!(
+        (read.endpoints.as_slice(), read.retry_delay),
+        (&["a:1".into(), "b:2".into()][..], Duration::from_secs(5))
+    );
+    assert_eq!((read.listen_addr.as_slice(), read.process.threads), (&["127.0.0.1:23790".to_owned()][..], 2));
+    assert_eq!(read.check(), Ok(vec!["insecure-discovery has no effect without discovery-srv".to_owned()]));
+    assert!(read.effective().starts_with("--listen-addr=127.0.0.1:23790 --endpoints=a:1,b:2 "), "{}", read.effective());
+    let refusal = refused(&["gateway", "start", "--namespace=a"], &[]);
+    assert!(
+        refusal.starts_with("Error: unknown flag: --namespace\nUsage:\n  etcd-proxy gateway start [flags]"),
+        "{refusal}"
+    );
+    let refusal = start_refused(&["--retry-delay=5s"]);
+    assert!(
+        refusal.starts_with("Error: unknown flag: --retry-delay\nUsage:\n  etcd-proxy grpc-proxy start"),
+        "{refusal}"
+    );
 }
 
 // === the sources ===

@@ -196,8 +196,21 @@ impl Fields<'_> {
     }
 }
 
+/// Fields that are lists of texts in etcd's lines. tracing has no lists, but Rust shows one of plain texts as JSON does.
+const LISTS: [&str; 3] = ["args", "endpoints", "peer-urls"];
+/// A longer list is written as a text, which is cut; a hundred endpoints are shorter.
+const LONGEST_LIST: usize = 8 << 10;
+
 impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if LISTS.contains(&field.name()) {
+            let list = format!("{value:?}");
+            if list.len() <= LONGEST_LIST && serde_json::from_str::<Vec<String>>(&list).is_ok() {
+                self.key(field);
+                // It has just been read as JSON, so it needs no escapes.
+                return self.fields.extend_from_slice(list.as_bytes());
+            }
+        }
         self.text(field, format_args!("{value:?}"));
     }
 

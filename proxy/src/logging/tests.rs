@@ -134,6 +134,15 @@ fn values_are_written_as_zap_writes_them() {
 }
 
 #[test]
+fn lists_of_texts_are_lists_in_the_fields_that_etcd_has_them_in() {
+    let endpoints = ["a:1".to_owned(), "say \"b\"".to_owned()];
+    let line = line(Format::Json, || info!(?endpoints, other = ?endpoints, args = ?1, "text"));
+    let line = json(&line);
+    assert_eq!(line["endpoints"], serde_json::json!(endpoints));
+    assert!(line["other"].is_string() && line["args"] == "1", "{line:?}");
+}
+
+#[test]
 fn a_long_text_is_cut_and_the_line_stays_json() {
     let long = "\u{e9}\"".repeat(100_000);
     let line = line(Format::Json, || info!(long, more = %long, "cut {long}"));

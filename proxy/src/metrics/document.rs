@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use prometheus::proto::MetricType;
 
-use super::family::{FAMILIES, Family};
+use super::{
+    family::{FAMILIES, Family},
+    gateway,
+};
 
 const INTRODUCTION: &str = "\
 # Metrics
@@ -15,20 +18,38 @@ new begins with `etcd_proxy_`. Series of a call appear when it is made for the f
 
 This page is made of the code: `UPDATE_DOCS=1 cargo test -p etcd-proxy docs_metrics` writes it.
 
+";
+
+const HEAD: &str = "\
 | Name | Type | Unit | Labels | Meaning |
 |---|---|---|---|---|
+";
+
+const GATEWAY: &str = "
+## `etcd-proxy gateway start`
+
+Served at `/metrics` and `/proxy/metrics` on each `--metrics-addr`, together with `etcd_proxy_build_info`,
+`etcd_proxy_draining`, the counts of log lines and what is told of the process.
+
 ";
 
 /// The page.
 pub fn markdown() -> String {
     let mut page = INTRODUCTION.to_owned();
-    for family in FAMILIES {
+    write_table(&mut page, FAMILIES);
+    page += GATEWAY;
+    write_table(&mut page, gateway::FAMILIES);
+    page
+}
+
+fn write_table(page: &mut String, families: &[&Family]) {
+    page.push_str(HEAD);
+    for family in families {
         let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
         let (name, kind, unit, labels) = (family.name, kind(family), unit(family), labels.join(", "));
         // Writing to a String does not fail.
         let _ = writeln!(page, "| `{name}` | {kind} | {unit} | {labels} | {} |", family.help);
     }
-    page
 }
 
 fn kind(family: &Family) -> &'static str {

@@ -138,14 +138,15 @@ impl Discovery {
 
     async fn look_up(&self, srv: &dns::Config) -> Result<(Vec<String>, Instant), String> {
         let found = dns::look_up(srv, &self.seeds).await?;
-        let is_news = found.endpoints != self.seeds;
+        let endpoints = found.endpoints();
+        let is_news = endpoints != self.seeds;
         if is_news {
-            tracing::info!("srv-server" = srv.domain, endpoints = ?found.endpoints, "discovered cluster from SRV");
+            tracing::info!("srv-server" = srv.domain, ?endpoints, "discovered cluster from SRV");
         }
         if srv.insecure {
-            return Ok((found.endpoints, found.valid_until));
+            return Ok((endpoints, found.valid_until));
         }
-        let (good, errors) = self.validate(found.endpoints).await;
+        let (good, errors) = self.validate(endpoints).await;
         if !errors.is_empty() && is_news {
             let error = errors.join(",");
             tracing::warn!("srv-server" = srv.domain, endpoints = ?good, error, "failed to validate discovered endpoints");

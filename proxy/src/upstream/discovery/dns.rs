@@ -28,10 +28,25 @@ pub struct Config {
 /// What the records name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// URLs, those over TLS first, then by priority and weight.
-    pub endpoints: Vec<String>,
+    /// Those over TLS first, then by priority and weight.
+    pub targets: Vec<Target>,
     /// When the records are to be asked for again, as their owner sees it.
     pub valid_until: Instant,
+}
+
+impl Found {
+    /// The URLs of all targets.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.targets.iter().map(|target| target.url.clone()).collect()
+    }
+}
+
+/// What one record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub url: String,
+    pub priority: u16,
+    pub weight: u16,
 }
 
 /// A name server that does not answer is asked twice, and another one after it; more patience helps nobody.
@@ -63,7 +78,7 @@ pub async fn look_up(config: &Config, known: &[String]) -> Result<Found, String>
     }
     let endpoints = [("https", &secure), ("http", &plain)];
     Ok(Found {
-        endpoints: endpoints.iter().flat_map(|(scheme, records)| urls(scheme, &records.targets)).collect(),
+        targets: endpoints.iter().flat_map(|(scheme, records)| in_order(scheme, &records.targets)).collect(),
         valid_until: secure.valid_until.into_iter().chain(plain.valid_until).min().unwrap_or_else(Instant::now),
     })
 }
@@ -125,14 +140,15 @@ fn is_server_failure(error: &NetError) -> bool {
     }
 }
 
-/// As URLs, in an order that stays the same while the records do.
-fn urls(scheme: &str, targets: &[SRV]) -> Vec<String> {
+/// In an order that stays the same while the records do.
+fn in_order(scheme: &str, targets: &[SRV]) -> Vec<Target> {
     // The root as a target means that there is no such service (RFC 2782).
     let mut targets: Vec<&SRV> = targets.iter().filter(|srv| !srv.target.is_root()).collect();
     targets.sort_by_key(|srv| (srv.priority, u16::MAX - srv.weight, srv.target.to_ascii(), srv.port));
     // The dot at the end of a full name has no place in URLs and certificates.
     let host = |srv: &SRV| srv.target.to_ascii().trim_end_matches('.').to_owned();
-    targets.into_iter().map(|srv| format!("{scheme}://{}:{}", host(srv), srv.port)).collect()
+    let url = |srv: &SRV| format!("{scheme}://{}:{}", host(srv), srv.port);
+    targets.into_iter().map(|srv| Target { url: url(srv), priority: srv.priority, weight: srv.weight }).collect()
 }
 
 #[cfg(test)]
@@ -158,8 +174,10 @@ mod tests {
             srv(0, 0, 0, "."),
         ];
         let expected = ["https://a.example:2379", "https://c.example:2379", "https://b.example:2379"];
-        assert_eq!(urls("https", &records), expected);
+        let urls =
+            |records: &[SRV]| in_order("https", records).into_iter().map(|target| target.url).collect::<Vec<_>>();
+        assert_eq!(urls(&records), expected);
         records.reverse();
-        assert_eq!(urls("https", &records), expected);
+        assert_eq!(urls(&records), expected);
     }
 }
