@@ -15,8 +15,8 @@ pub use backend::{GrantAccess, LabelSelector, LabelSelectorOperator, LabelSelect
 pub use proxy::{Advertise, Api, BackendRef, ClientAuth, Compact, EtcdProxy, EtcdProxySpec, Limits, Metrics, Mode};
 pub use proxy::{NetworkPolicyMode, PodMonitorMode, Position, Profile, Registration, ServiceSettings, ServingTls};
 pub use proxy::{Sidecar, TlsSource, Traffic, UpdateStrategy, Upstream};
-pub use shared::{ClientTls, KeyRef, NameRef, Quantity, RefKind, Resources, Toleration, TolerationEffect};
 pub use shared::TolerationOperator;
+pub use shared::{ClientTls, KeyRef, NameRef, Quantity, RefKind, Resources, Toleration, TolerationEffect};
 pub use status::{Binding, Certificates, Condition, EtcdProxyStatus, SidecarStatus, Workload};
 
 use kube::CustomResourceExt;

@@ -37,11 +37,12 @@ fn current(path: &str, wanted: &str) {
 }
 
 fn documentation() -> String {
-    let mut text = "<!-- Made from operator/src/api; `UPDATE_DOCS=1 cargo test -p etcd-proxy-operator --test crds` writes \
+    let mut text =
+        "<!-- Made from operator/src/api; `UPDATE_DOCS=1 cargo test -p etcd-proxy-operator --test crds` writes \
                     it anew. -->\n\n# EtcdProxy and EtcdBackend\n\nThe fields of the two kinds of API group \
                     `etcdproxy.dev/v1alpha1`. `kubectl explain etcdproxy.spec` shows the same, and \
                     `deploy/examples/` has objects to begin with.\n"
-        .to_owned();
+            .to_owned();
     for definition in api::definitions() {
         let kind = definition["spec"]["names"]["kind"].as_str().expect("a definition has a kind");
         let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];

@@ -220,8 +220,18 @@ impl Upstream {
     }
 
     /// Whether an endpoint that was not tried is well.
-    pub fn is_better_elsewhere(&self, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
+    fn is_better_elsewhere(&self, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
         self.endpoints.pick(caller.connection.number, tried).is_some_and(|other| other.state().is_usable())
+    }
+
+    /// The endpoint that a caller's next call goes to.
+    pub fn endpoint_of(&self, caller: &Caller) -> Option<Arc<Endpoint>> {
+        self.endpoints.pick(caller.connection.number, &[])
+    }
+
+    /// Whether an endpoint that was not tried may answer a read that any member answers by itself.
+    pub fn has_another(&self, caller: &Caller, tried: &[Arc<Endpoint>]) -> bool {
+        self.endpoints.pick(caller.connection.number, tried).is_some_and(|other| other.state() < State::Unreachable)
     }
 
     /// An attempt that is given up, if sending twice changes nothing, when its member falls sick while another is well.

@@ -3,5 +3,7 @@
 
 mod crowd;
 mod exact;
+mod histories;
+mod ordering;
 mod raw;
 mod rights;

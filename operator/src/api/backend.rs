@@ -7,9 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::proxy::Mode;
+use super::schema;
 use super::shared::{ClientTls, Toleration};
 use super::status::Condition;
-use super::schema;
 
 /// An etcd that an administrator shares among namespaces. Each namespace gets its own part of the keys:
 /// keyspace.root, the namespace's name, and what the EtcdProxy adds.

@@ -250,6 +250,26 @@ pub fn header_revision(response: &[u8]) -> Option<i64> {
     (revision != 0).then_some(revision)
 }
 
+/// Of the header of an answer: who answered, and where the store stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub member_id: u64,
+    pub revision: i64,
+}
+
+/// The header of an answer that shows the store's revision, as [`header_revision`] finds it.
+pub fn header(response: &[u8]) -> Option<Header> {
+    let mut header = Header { member_id: 0, revision: 0 };
+    for field in fields(fields(response).next()?.ok()?.bytes(1)?) {
+        match field.ok()? {
+            Field { number: 2, value: Value::Varint(varint), .. } => header.member_id = varint,
+            Field { number: 3, value: Value::Varint(varint), .. } => header.revision = varint as i64,
+            _ => (),
+        }
+    }
+    (header.revision != 0).then_some(header)
+}
+
 /// How many bytes `varint` takes.
 #[inline]
 pub fn varint_len(varint: u64) -> usize {

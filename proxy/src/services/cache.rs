@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, header::CONTENT_TYPE};
 use prost::Message as _;
 
 mod entry;
@@ -42,7 +42,7 @@ use crate::{
         framing,
         keys::KeyRange,
         methods::Method,
-        status::Code,
+        status::{self, Code},
         wire,
     },
     upstream::{Collected, Upstream},
@@ -60,6 +60,7 @@ pub struct Config {
 
 /// Metadata by which a caller keeps a read away from the cache.
 const SWITCH: HeaderName = HeaderName::from_static("etcd-proxy-cache");
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// How long a read waits to be answered from the cache before it is sent to etcd. Longer than anything takes in a
@@ -149,30 +150,37 @@ impl Cache {
             Ok(body) => body,
             Err(status) => return Ok(fail(replies, &status)),
         };
-        let Some(message) = plain_message(caller, &body) else {
+        let Some(message) = plain_message(caller, &body, deadline) else {
             return forward.send(caller, method, requests, body, replies, deadline, ()).await;
         };
         let credentials = caller.credentials();
+        let endpoint = forward.upstream.endpoint_of(caller);
         if let Some(query) = Query::parse(&message) {
             let cached = self.find(&credentials, &query.range);
-            if let Some(entry) = cached {
-                let answer = self.answer(&entry, forward.upstream, caller, &query, &message);
+            // The member that would answer is the one that is shown; it is asked until it has told its id.
+            let member = endpoint.as_ref().and_then(|endpoint| endpoint.member());
+            if let (Some(entry), Some(member)) = (&cached, member) {
+                let answer = self.answer(entry, forward.upstream, caller, &query, &message);
                 let answer = tokio::select! {
                     biased;
                     answer = until(deadline, async { Ok(answer.await) }) => answer,
                     gone = replies.gone() => return Err(gone),
                 };
                 match answer {
-                    Ok(Some(answer)) => return self.reply(caller, answer, replies).await,
+                    // As etcd does, which looks at the clock once more when it has an answer.
+                    Ok(Some(_)) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                        return Ok(fail(replies, &status::deadline_exceeded()));
+                    }
+                    Ok(Some(answer)) => return self.reply(caller, member, answer, replies).await,
                     Ok(None) => (),
                     Err(status) => return Ok(fail(replies, &status)),
                 }
-            } else {
+            } else if cached.is_none() {
                 self.consider(forward.upstream, caller, method, &credentials, query.range);
             }
         }
         self.metrics.cache_misses.inc();
-        let key = Key { credentials, message };
+        let key = Key { credentials, message, endpoint: endpoint.map(|endpoint| endpoint.id) };
         let read = Read { forward, caller, method, requests, body, replies, deadline };
         Box::pin(self.fly(read, key)).await
     }
@@ -208,12 +216,13 @@ impl Cache {
         }
     }
 
-    async fn reply(&self, caller: &Caller, answer: Answer, mut replies: Replies) -> Outcome {
+    async fn reply(&self, caller: &Caller, member_id: u64, answer: Answer, mut replies: Replies) -> Outcome {
         self.metrics.cache_hits.inc();
         self.metrics.served_stale_by(answer.age);
         caller.connection.shown.note(answer.header.revision);
         self.hub.saw(answer.header.revision);
         let Answer { header, body, .. } = answer;
+        let header = ResponseHeader { member_id, ..header };
         replies.begin(HeaderMap::new())?;
         let mut head = framed_head(&header, body.len());
         if body.len() <= SMALL_BODY {
@@ -431,9 +440,14 @@ impl Read<'_> {
 }
 
 /// The message of a request that may be answered here: one that is not compressed, of a caller who did not ask for
-/// etcd's own answer.
-fn plain_message(caller: &Caller, body: &Bytes) -> Option<Bytes> {
-    if caller.metadata.contains_key(ENCODING) || caller.metadata.get(SWITCH).is_some_and(|value| value == "off") {
+/// etcd's own answer. Metadata that etcd may have something to say about goes to etcd.
+fn plain_message(caller: &Caller, body: &Bytes, deadline: Option<Instant>) -> Option<Bytes> {
+    let metadata = &caller.metadata;
+    let has_odd_timeout = metadata.contains_key(TIMEOUT) && deadline.is_none();
+    let is_plain = metadata.get(CONTENT_TYPE).is_some_and(|value| value == "application/grpc")
+        && !metadata.contains_key(ENCODING)
+        && metadata.keys().all(|name| !name.as_str().ends_with("-bin"));
+    if has_odd_timeout || !is_plain || metadata.get(SWITCH).is_some_and(|value| value == "off") {
         return None;
     }
     match framing::parse_prefix(body) {

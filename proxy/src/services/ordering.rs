@@ -47,13 +47,14 @@ impl Ordering {
         if method.kind != Kind::Unary || !(shows_revision || method.is_retry_safe()) {
             return upstream.call(caller, method, body).await;
         }
-        let floor = caller.connection.shown.revision();
+        // What clients do not read as a revision of the store need not be in its order.
+        let floor = if shows_revision { caller.connection.shown.revision() } else { 0 };
         let mut answer = upstream.call(caller, method, body.clone()).await?;
         let judged = judge(&mut answer, floor).await;
         match judged {
             Judged::Good => Ok(answer),
             Judged::Broken(status) if !method.is_retry_safe() => Err(status),
-            Judged::Older(_) if !shows_revision || !may_be_behind(method, &body) => Ok(answer),
+            Judged::Older(_) if !may_be_behind(method, &body) => Ok(answer),
             judged => Box::pin(self.call_elsewhere(upstream, caller, method, body, floor, answer, judged)).await,
         }
     }
@@ -85,33 +86,28 @@ impl Ordering {
                 }
                 Judged::Broken(status) => Some(status),
             };
-            if !upstream.is_better_elsewhere(caller, &tried) {
-                match newest {
-                    None => return Err(last.unwrap_or_else(status::no_endpoints)),
-                    Some((revision, newest)) if !self.is_strict => {
-                        caller.connection.shown.fall_back(revision);
-                        return Ok(newest);
-                    }
-                    Some(_) if round == ROUNDS => return Err(status::no_greater_revision()),
-                    Some(_) => {
-                        tokio::time::sleep(PAUSE * round).await;
-                        round += 1;
-                        tried.clear();
-                        newest = None;
-                    }
-                }
-            }
-            answer = match (upstream.call_beyond(caller, method, body.clone(), &tried).await, newest.take()) {
+            let other = match upstream.has_another(caller, &tried) {
+                true => upstream.call_beyond(caller, method, body.clone(), &tried).await,
+                false => Err(last.unwrap_or_else(status::no_endpoints)),
+            };
+            answer = match (other, newest.take()) {
                 (Ok(other), kept) => {
                     newest = kept;
                     other
                 }
+                (Err(status), None) => return Err(status),
                 // What another member could not answer is no reason to withhold what one could.
                 (Err(_), Some((revision, newest))) if !self.is_strict => {
                     caller.connection.shown.fall_back(revision);
                     return Ok(newest);
                 }
-                (Err(status), _) => return Err(status),
+                (Err(_), Some(_)) if round == ROUNDS => return Err(status::no_greater_revision()),
+                (Err(_), Some(_)) => {
+                    tokio::time::sleep(PAUSE * round).await;
+                    round += 1;
+                    tried.clear();
+                    upstream.call(caller, method, body.clone()).await?
+                }
             };
             judged = judge(&mut answer, floor).await;
         }
@@ -142,10 +138,14 @@ async fn judge(answer: &mut Answer, floor: i64) -> Judged {
     if answer.code().is_some() {
         return Judged::Good;
     }
+    let endpoint = answer.endpoint.clone();
     match answer.body.peek().await {
         Some(Ok(data)) if data.first() == Some(&0) => {
-            let revision = wire::header_revision(data.get(framing::PREFIX_LEN..).unwrap_or_default());
-            revision.filter(|revision| *revision < floor).map_or(Judged::Good, Judged::Older)
+            let Some(header) = wire::header(data.get(framing::PREFIX_LEN..).unwrap_or_default()) else {
+                return Judged::Good;
+            };
+            endpoint.note_member(header.member_id);
+            if header.revision < floor { Judged::Older(header.revision) } else { Judged::Good }
         }
         Some(Err(status)) => Judged::Broken(status),
         Some(Ok(_)) | None => Judged::Good,

@@ -25,6 +25,8 @@ pub struct Endpoint {
     pub server_name: String,
     pub security: Security,
     state: watch::Sender<State>,
+    /// The id of the member behind it, as that has told in its answers; zero before the first.
+    member: AtomicU64,
     /// Made at its first call.
     calls: OnceLock<Arc<EndpointCalls>>,
 }
@@ -139,8 +141,21 @@ impl Endpoint {
             server_name,
             security,
             state: watch::Sender::new(State::Untried),
+            member: AtomicU64::new(0),
             calls: OnceLock::new(),
         }))
+    }
+
+    /// The id of the member behind it, once that has answered.
+    pub fn member(&self) -> Option<u64> {
+        Some(self.member.load(Ordering::Relaxed)).filter(|member| *member != 0)
+    }
+
+    pub fn note_member(&self, member: u64) {
+        // It is nearly always the same, and a store would take the line from all other cores.
+        if self.member.load(Ordering::Relaxed) != member {
+            self.member.store(member, Ordering::Relaxed);
+        }
     }
 
     pub fn state(&self) -> State {

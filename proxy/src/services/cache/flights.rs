@@ -15,11 +15,13 @@ use crate::{
     upstream::Collected,
 };
 
-/// What makes reads identical: the message, consistency included, and who asks.
+/// What makes reads identical: the message, consistency included, who asks, and the endpoint that would answer, by its
+/// id: a connection's answers come from one member while that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pub credentials: Credentials,
     pub message: Bytes,
+    pub endpoint: Option<u64>,
 }
 
 /// The reads that are under way, each with those who wait for the next. Bounded by the calls of clients.
@@ -122,7 +124,7 @@ mod tests {
     use crate::rules::caller::Caller;
 
     fn key() -> Key {
-        Key { credentials: Caller::proxy().credentials(), message: Bytes::from_static(b"a read") }
+        Key { credentials: Caller::proxy().credentials(), message: Bytes::from_static(b"a read"), endpoint: None }
     }
 
     fn waiting(flights: &Arc<Flights>) -> oneshot::Receiver<Turn> {
