@@ -3,20 +3,17 @@
 //! Paths, codes and texts are those of etcd's proxy and, for what that lacks, of etcd itself; an error says besides
 //! what would be right.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use axum::{BoxError, body::Body};
 use bytes::Bytes;
-use h2::{RecvStream, server::SendResponse};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS},
 };
-use http_body_util::BodyExt;
 
 use crate::{
     drain::Observer,
-    exchange::Replies,
     logging,
     metrics::{Observed, Side, TlsFile},
     router::Router,
@@ -31,10 +28,8 @@ mod probe;
 mod profile;
 mod query;
 mod ready;
-mod received;
 
 use query::Query;
-use received::Received;
 
 /// Serves the HTTP paths; cheap to clone.
 #[derive(Clone)]
@@ -71,42 +66,7 @@ impl Admin {
         Self { watched, router, place }
     }
 
-    pub async fn serve_http1(&self, request: Request<hyper::body::Incoming>) -> Result<Response<Body>, Infallible> {
-        Ok(self.answer(request).await)
-    }
-
-    pub async fn serve_http2(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let is_head = request.method() == Method::HEAD;
-        let (head, mut body) = self.answer(request.map(Received::new)).await.into_parts();
-        let mut replies = Replies::new(respond);
-        if replies.begin_http(head).is_err() {
-            return;
-        }
-        if is_head {
-            return replies.finish_http();
-        }
-        loop {
-            let frame = tokio::select! {
-                frame = body.frame() => frame,
-                _ = replies.gone() => return,
-            };
-            match frame {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data()
-                        && replies.data(data).await.is_err()
-                    {
-                        return;
-                    }
-                }
-                // Dropped without an end, the stream is reset, so that nobody takes a part for the whole.
-                Some(Err(error)) => return tracing::debug!(%error, "an answer over HTTP broke off"),
-                None => break,
-            }
-        }
-        replies.finish_http();
-    }
-
-    async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<BoxError>,

@@ -8,11 +8,12 @@ use crate::{
     admin::{Admin, Place, Watched},
     drain::{self, Trigger},
     go,
+    json::Api,
     metrics::{Metrics, Side},
     resolver::{self, Proxy},
     router::Router,
     rules::tenant::identity::Tenants,
-    server::{self, Bound, Front, Shards},
+    server::{self, Bound, Front, Shards, access::Access},
     services::{
         cache::{self, Cache},
         cluster::{Advertised, Cluster},
@@ -40,6 +41,10 @@ pub struct Config {
     /// Where clients are served, `host:port`.
     pub listen_address: String,
     pub server: server::Config,
+    /// Whether the API is served as JSON too.
+    pub serves_json: bool,
+    /// Who may ask by HTTP.
+    pub access: Access,
     /// Where health and metrics are served besides.
     pub metrics_addresses: Vec<MetricsAddress>,
     /// Whether profiles may be taken.
@@ -185,15 +190,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let tls = config.server.tls.clone().filter(|_| tls);
         let server = server::Config { tls, max_connections: MAX_METRICS_CONNECTIONS, ..config.server.clone() };
         let admin = Admin::new(watched.clone(), make_router(), Place::ForOperators);
-        let front = Front { router: None, admin };
+        let front = Front { router: None, admin, json: None, access: None };
         let serving = server::serve_here(Arc::new(server), metrics.clone(), bound, front, metrics_watcher.clone());
         tasks.push(tokio::spawn(serving));
         tracing::info!("gRPC proxy server metrics URL serving");
     }
 
+    let json = config.serves_json.then(|| Arc::new(Api::new()));
+    let access = Arc::new(config.access);
     let make_front = move || {
         let router = make_router();
-        Front { admin: Admin::new(watched.clone(), router.clone(), Place::ForClients), router: Some(router) }
+        let admin = Admin::new(watched.clone(), router.clone(), Place::ForClients);
+        Front { admin, router: Some(router), json: json.clone(), access: Some(access.clone()) }
     };
     // Before anyone is let in, so that the first callers go where they will stay.
     upstream::health::first_look(&endpoints, FIRST_LOOK).await;

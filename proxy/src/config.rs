@@ -10,7 +10,7 @@ use crate::{
     flags::{self, Flags, MetricsUrl, Refusal},
     gateway,
     resolver::{self, Proxy},
-    server,
+    server::{self, access::Access},
     services::{cache, ordering::Ordering, watch::hub},
     tls::{self, ClientTls, ServerTls, self_signed, versions},
     upstream::{
@@ -61,6 +61,8 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             keepalive_timeout: flags.grpc_keepalive_timeout,
             keepalive_min_time: flags.grpc_keepalive_min_time,
         },
+        serves_json: flags.json.enable_grpc_gateway,
+        access: Access { origins: flags.json.cors.clone(), hosts: flags.json.host_whitelist.clone() },
         metrics_addresses: metrics_addresses(flags)?,
         profiles: flags.enable_pprof,
         logs_calls: flags.experimental_enable_grpc_logging,

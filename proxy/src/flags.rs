@@ -9,6 +9,7 @@ mod environment;
 mod file;
 pub mod gateway;
 mod help;
+mod json;
 mod nearest;
 mod parse;
 pub mod process;
@@ -22,6 +23,7 @@ mod tests;
 pub use check::{MetricsUrl, metrics_urls};
 pub use environment::{env_name, process_env};
 pub use help::{markdown, start_usage};
+pub use json::JsonFlags;
 pub use parse::{Invocation, parse};
 pub use refusal::Refusal;
 pub use tenancy::{COMPACTIONS, PROFILES, TenancyFlags};
@@ -228,6 +230,10 @@ pub struct Flags {
     /// serve runtime profiles under /debug/pprof/
     #[arg(long, help_heading = HTTP, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
     pub enable_pprof: bool,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub json: JsonFlags,
 
     /// log at debug level, whatever log-level says
     #[arg(long, help_heading = LOGGING, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]

@@ -19,16 +19,20 @@ use tokio::{
     sync::mpsc::{self, error::TrySendError},
 };
 
-use crate::{admin::Admin, drain::Watcher, metrics::Metrics, router::Router, tls::ServerTls};
+use crate::{admin::Admin, drain::Watcher, json::Api, metrics::Metrics, router::Router, tls::ServerTls};
 
+pub mod access;
 pub mod descriptors;
 mod frames;
+mod http;
 mod http2;
 mod metered;
 mod pace;
 mod prefaced;
+mod received;
 mod shard;
 
+use access::Access;
 use shard::{OpenConnection, Shard};
 
 #[derive(Clone)]
@@ -82,6 +86,10 @@ pub struct Front {
     pub router: Option<Arc<Router>>,
     /// Who serves everything else.
     pub admin: Admin,
+    /// The API in JSON; none where it is turned off.
+    pub json: Option<Arc<Api>>,
+    /// Who may ask by HTTP; on a metrics address everybody.
+    pub access: Option<Arc<Access>>,
 }
 
 /// A socket on its way to the shard that serves it; it counts as open from here. It belongs to no runtime: registered

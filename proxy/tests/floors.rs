@@ -6,8 +6,8 @@ use std::{
 };
 
 /// The rooms of the proxy, top floor first. A new room takes its place here before anyone can import it.
-const FLOORS: [&str; 23] = [
-    "main", "config", "app", "gateway", "doors", "pages", "server", "admin", "router", "services", "resolver",
+const FLOORS: [&str; 24] = [
+    "main", "config", "app", "gateway", "doors", "pages", "server", "json", "admin", "router", "services", "resolver",
     "upstream", "exchange", "metrics",
     "rules", // The ground: imported by many, importing next to nothing of ours.
     "tls", "backoff", "drain", "logging", "notify", "flags", "go", "lib",

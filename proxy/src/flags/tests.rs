@@ -109,6 +109,9 @@ fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("grpc-keepalive-timeout", "100ms", |f| f.grpc_keepalive_timeout = Duration::from_millis(100)),
         ("metrics-addr", "http://m:1", |f| f.metrics_addr = vec!["http://m:1".into()]),
         ("enable-pprof", "true", |f| f.enable_pprof = true),
+        ("enable-grpc-gateway", "false", |f| f.json.enable_grpc_gateway = false),
+        ("cors", "http://a:1,https://b", |f| f.json.cors = vec!["http://a:1".into(), "https://b".into()]),
+        ("host-whitelist", "a,b", |f| f.json.host_whitelist = vec!["a".into(), "b".into()]),
         ("debug", "true", |f| f.debug = true),
         ("log-level", "warn", |f| f.log_level = tracing::Level::WARN),
         ("log-format", "text", |f| f.log_format = LogFormat::Text),
@@ -150,7 +153,9 @@ fn each_flag_is_read_from_the_command_line_the_environment_and_the_file() {
         let (from_environment, warnings) = started(&START, &[(&env_name(name), value)]);
         assert_eq!((from_environment, warnings), (expected.clone(), vec![]), "{name}");
         if kind_of(name) == "bool" {
-            assert_eq!(start(&[&format!("--{name}")]), expected);
+            // Without a value it is switched on.
+            let switched_on = if value == "true" { expected.clone() } else { Flags::default() };
+            assert_eq!(start(&[&format!("--{name}")]), switched_on);
         } else {
             assert_eq!(start(&[&format!("--{name}"), value]), expected);
         }
@@ -617,6 +622,9 @@ fn check_refuses_what_cannot_work_and_says_what_would_be_right() {
         (&["--metrics-addr=http://a"], "invalid metrics-addr \"a\": address a: missing port in address"),
         (&["--metrics-addr=https://a:1"], "https wants a certificate"),
         (&["--metrics-addr=http://a:1,x"], "invalid metrics-addr \"x\""),
+        (&["--cors=a.example"], "invalid cors \"a.example\": an origin is written as scheme://host:port"),
+        (&["--cors=*,https://a.example/"], "invalid cors \"https://a.example/\""),
+        (&["--cors=ftp://a.example"], "invalid cors \"ftp://a.example\""),
         (&["--resolver-prefix=a", "--resolver-ttl=9000000001"], "etcd's leases last at most 9000000000 seconds"),
         (&["--health-interval=0"], "invalid health-interval 0s: it should be greater than 0"),
         (&["--health-timeout=-1s"], "invalid health-timeout 0s: it should be greater than 0"),

@@ -38,6 +38,44 @@ pub fn malformed(what: impl std::fmt::Display) -> Status {
     Status::internal(format!("grpc: error unmarshalling request: {what}"))
 }
 
+/// A request in JSON that is not the message that the RPC takes, in the words of etcd's gateway.
+pub fn undecodable(what: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(what.to_string())
+}
+
+/// A path that is no RPC's, in grpc-gateway's words.
+pub fn no_such_path() -> Status {
+    Status::not_found("Not Found")
+}
+
+/// A path that is an RPC's, by a method that is not, in grpc-gateway's words.
+pub fn method_not_allowed() -> Status {
+    Status::unimplemented("Method Not Allowed")
+}
+
+/// A `Grpc-Timeout` that is none, in grpc-gateway's words.
+pub fn bad_timeout(text: &str) -> Status {
+    Status::invalid_argument(format!("invalid grpc-timeout: {text}"))
+}
+
+/// A header of binary metadata that is no base64, in grpc-gateway's words.
+pub fn bad_binary_header(name: &str, why: &str) -> Status {
+    Status::invalid_argument(format!("invalid binary header {name}: {why}"))
+}
+
+/// What etcd tells a client that knows it by another name than it has, as a page.
+pub fn unrecognized_host(host: &str) -> String {
+    let host = crate::go::quote(host);
+    format!(
+        "\netcd received your request, but the Host header was unrecognized.\n\n\
+         To fix this, choose one of the following options:\n\
+         - Enable TLS, then any HTTPS request will be allowed.\n\
+         - Add the hostname you want to use to the whitelist in settings.\n  \
+         - e.g. etcd --host-whitelist {host}\n\n\
+         This requirement has been added to help prevent \"DNS Rebinding\" attacks (CVE-2018-5702).\n\n"
+    )
+}
+
 /// A message beyond the limit, in grpc-go's words.
 pub fn message_too_large(size: usize, limit: usize) -> Status {
     Status::resource_exhausted(format!("grpc: received message larger than max ({size} vs. {limit})"))
@@ -229,6 +267,24 @@ pub const USER_EMPTY: &str = "etcdserver: user name is empty";
 pub const REAUTHENTICATE_REASONS: [&str; 2] =
     ["etcdserver: invalid auth token", "etcdserver: revision of auth store is old"];
 
+/// The HTTP status that etcd's gateway gives to a code. 499 is nginx's, for a client that has left.
+pub fn http_status(code: Code) -> u16 {
+    match code {
+        Code::Ok => 200,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => 400,
+        Code::Unauthenticated => 401,
+        Code::PermissionDenied => 403,
+        Code::NotFound => 404,
+        Code::AlreadyExists | Code::Aborted => 409,
+        Code::ResourceExhausted => 429,
+        Code::Cancelled => 499,
+        Code::Unknown | Code::Internal | Code::DataLoss => 500,
+        Code::Unimplemented => 501,
+        Code::Unavailable => 503,
+        Code::DeadlineExceeded => 504,
+    }
+}
+
 /// A status as it stands on the wire. The words are spelled as grpc-go spells them, blanks and all, where tonic would
 /// escape more: clients decode both, but not everyone who reads a header is one.
 pub fn trailers(status: &Status) -> HeaderMap {
@@ -295,6 +351,14 @@ mod tests {
             assert_eq!(trailers["grpc-message"], spelled);
             assert_eq!(trailers["grpc-status"], "13");
             assert_eq!(of_trailers(&trailers).expect("a status").message(), words);
+        }
+    }
+
+    #[test]
+    fn each_code_has_the_http_status_that_grpc_gateway_gives_it() {
+        let expected = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401];
+        for (code, expected) in (0..).zip(expected) {
+            assert_eq!(http_status(Code::from_i32(code)), expected, "{code}");
         }
     }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::{
     Config, Front,
+    http::Http,
     metered::{Shared, metered},
     prefaced::{Io, Prefaced},
 };
@@ -71,6 +72,10 @@ pub async fn serve(
         return;
     };
     let ping_pong = http2.ping_pong().expect("the ping handle is taken once, here");
+    let http = {
+        let connection = connection.clone();
+        Http::new(front.clone(), config.tls.is_some(), move || connection.clone())
+    };
     outlet.take_over();
     let mut draining = false;
     let lost = keepalive(ping_pong, &shared, config.keepalive_interval, config.keepalive_timeout);
@@ -109,7 +114,8 @@ pub async fn serve(
         };
         match accepted {
             Some(Ok((request, respond))) => {
-                let (front, connection, open) = (front.clone(), connection.clone(), OpenCall::new(&shared));
+                let (front, http) = (front.clone(), http.clone());
+                let (connection, open) = (connection.clone(), OpenCall::new(&shared));
                 // Boxed, since a task is copied whole three times in its life: a pointer is cheaper to copy.
                 tokio::spawn(Box::pin(async move {
                     let _open = open;
@@ -118,7 +124,7 @@ pub async fn serve(
                             router.serve(connection, request, respond).await;
                         }
                         // Boxed again, since every call's task is as large as the largest future that stands in it.
-                        _ => Box::pin(front.admin.serve_http2(request, respond)).await,
+                        _ => Box::pin(http.serve_http2(request, respond)).await,
                     }
                 }));
             }

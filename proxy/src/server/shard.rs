@@ -1,6 +1,7 @@
 //! One thread's connections: from the socket over TLS to the protocol that the client speaks.
 
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
     sync::{
@@ -14,7 +15,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::mpsc};
 
 use super::{
-    Accepted, Config, Front, http2,
+    Accepted, Config, Front,
+    http::Http,
+    http2,
     prefaced::{Io, Prefaced, Protocol},
 };
 use crate::{
@@ -118,7 +121,14 @@ impl Shard {
                 let connection = Connection::new(peer, number, tenant_of(&front, peer, identity.as_ref()));
                 http2::serve(&self.config, &self.metrics, socket, connection, front, end).await;
             }
-            Ok(Ok((Protocol::Http1, socket, _))) => self.serve_http1(socket, front, end).await,
+            Ok(Ok((Protocol::Http1, socket, identity))) => {
+                let is_secure = self.config.tls.is_some();
+                let http = Http::new(front.clone(), is_secure, move || {
+                    let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
+                    Connection::new(peer, number, tenant_of(&front, peer, identity.as_ref()))
+                });
+                self.serve_http1(socket, http, end).await;
+            }
             Ok(Err(OpeningError::Tls(error))) => {
                 self.metrics.handshake_failed();
                 let reason = explain(Peer::Client, &error);
@@ -168,16 +178,17 @@ impl Shard {
         Ok((protocol, socket, identity))
     }
 
-    async fn serve_http1(&self, socket: Prefaced<Box<dyn Io>>, front: Arc<Front>, mut drain: Observer) {
-        let service = hyper::service::service_fn(move |request| {
-            let front = front.clone();
-            async move { front.admin.serve_http1(request).await }
+    async fn serve_http1(&self, socket: Prefaced<Box<dyn Io>>, http: Arc<Http>, mut drain: Observer) {
+        let service = hyper::service::service_fn(|request| {
+            let http = http.clone();
+            async move { Ok::<_, Infallible>(http.answer(request).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.config.handshake_timeout)
             .max_buf_size(HTTP1_BUFFER)
-            .serve_connection(TokioIo::new(socket), service);
+            .serve_connection(TokioIo::new(socket), service)
+            .with_upgrades();
         tokio::pin!(connection);
         let ended = tokio::select! {
             biased;
@@ -189,6 +200,9 @@ impl Shard {
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "HTTP/1.1 connection broke");
+        }
+        if let Some(session) = http.take_handover() {
+            session.run().await;
         }
     }
 }
