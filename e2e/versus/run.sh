@@ -164,7 +164,7 @@ median() {
 
 \`make versus\` wrote this file on $(date -u +%F): etcd's own \`benchmark\` program against one member of etcd $version
 without fsync, directly, through \`etcd grpc-proxy start\` $version, and through etcd-proxy, all on one machine with
-$(nproc) CPUs over loopback. Client, proxy and member share those CPUs, so a proxy's cost shows twice: in its own time and in
+$(nproc) CPUs ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)) over loopback. Client, proxy and member share those CPUs, so a proxy's cost shows twice: in its own time and in
 what it takes from the others. Each cell is the median of $rounds rounds in which the three took turns.
 
 | load | direct/s | etcd's proxy/s | ours/s | direct p50 ms | etcd's proxy p50 ms | ours p50 ms | direct p99 ms | etcd's proxy p99 ms | ours p99 ms | etcd's proxy CPU µs each | ours CPU µs each |
