@@ -2,7 +2,7 @@
 //! one after another, and many that are silent.
 //!
 //! `relay_load serve ADDRESS` answers; `relay_load stream|small|connect|idle ADDRESS NUMBER` asks, and prints what it
-//! counted: bytes, messages or connections, and the seconds that it took. NUMBER is seconds, or connections for `idle`.
+//! counted: MiB, messages or connections, and the seconds that it took. NUMBER is seconds, or connections for `idle`.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -90,7 +90,7 @@ fn stream(address: &str, stop: &AtomicBool, count: &AtomicU64) {
     let message = vec![7; LARGE];
     while !stop.load(Ordering::Relaxed) {
         socket.write_all(&message).expect("the relay takes a message");
-        count.fetch_add(LARGE as u64, Ordering::Relaxed);
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
