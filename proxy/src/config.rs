@@ -86,7 +86,10 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             has_certificate: flags.cert.is_some(),
         },
         ordering: Ordering { is_strict: flags.experimental_serializable_ordering },
-        watch: hub::Config { max_log_bytes: flags.watch_log_max_bytes as usize },
+        watch: hub::Config {
+            max_log_bytes: flags.watch_log_max_bytes as usize,
+            coalesce_threshold: flags.watch_coalesce_threshold as usize,
+        },
         registration: advertised.clone().and_then(|this| registration(flags, this)),
         advertised,
         drain_timeout: flags.drain_timeout,

@@ -308,6 +308,13 @@ pub struct Flags {
     #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "4194304", value_parser = uint32)]
     pub watch_log_max_bytes: u32,
 
+    /// watches below one prefix that are served from one watch of the whole prefix, if there are more (0 for never)
+    ///
+    /// A prefix ends with a slash and never reaches out of the namespace. A watch of it is given up when more than half
+    /// of its events are wanted by nobody. Fewer than 64 watches cost etcd little.
+    #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "64", value_parser = uint32)]
+    pub watch_coalesce_threshold: u32,
+
     /// memory for cached reads, in bytes (0 to send every read to etcd by itself)
     ///
     /// 64 MiB hold some hundred thousand small keys. One range may take a quarter of it. What is answered from the cache is

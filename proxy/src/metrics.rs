@@ -56,6 +56,18 @@ pub struct Metrics {
     pub watch_joins: IntCounter,
     /// Client watches that began on, or fell back to, an upstream watch of their own until they were level.
     pub watch_catch_ups: IntCounter,
+    /// Client watches that are served from a watch of a wider range.
+    pub watches_contained: IntGauge,
+    /// Client watches that have an upstream watch of their own until they are level.
+    pub watches_catching_up: IntGauge,
+    /// Client watches that fell off their log.
+    pub watch_falls: IntCounter,
+    /// Client watches that went from one shared watch to another.
+    pub watch_moves: IntCounter,
+    /// Watches of a prefix that were opened for many watches below it.
+    pub watches_gathered: IntCounter,
+    /// Bytes of events that shared watches hold.
+    pub watch_log_bytes: IntGauge,
     /// Upstream watches that were taken up again after their stream broke.
     pub watch_resumes: IntCounter,
     /// Reads answered from the cache, and those that went to etcd.
@@ -75,6 +87,8 @@ pub struct Metrics {
     pub keepalive_streams: IntGauge,
     /// Keepalive requests that came from clients.
     pub keepalives_received: IntCounter,
+    /// Leases that were renewed lately.
+    pub leases_kept_alive: IntGauge,
     /// Keepalive requests that went to etcd.
     pub keepalives_sent: IntCounter,
     /// Keys under which this proxy is registered.
@@ -152,6 +166,12 @@ impl Metrics {
             watch_events_delivered: family::WATCH_EVENTS_DELIVERED.int_counter(&registry),
             watch_joins: family::WATCH_JOINS.int_counter(&registry),
             watch_catch_ups: family::WATCH_CATCH_UPS.int_counter(&registry),
+            watches_contained: family::WATCHES_CONTAINED.int_gauge(&registry),
+            watches_catching_up: family::WATCHES_CATCHING_UP.int_gauge(&registry),
+            watch_falls: family::WATCH_FALLS.int_counter(&registry),
+            watch_moves: family::WATCH_MOVES.int_counter(&registry),
+            watches_gathered: family::WATCHES_GATHERED.int_counter(&registry),
+            watch_log_bytes: family::WATCH_LOG_BYTES.int_gauge(&registry),
             watch_resumes: family::WATCH_RESUMES.int_counter(&registry),
             cache_hits: family::CACHE_HITS.int_counter(&registry),
             cache_misses: family::CACHE_MISSES.int_counter(&registry),
@@ -163,6 +183,7 @@ impl Metrics {
             reads_merged: family::READS_MERGED.int_counter(&registry),
             keepalive_streams: family::KEEPALIVE_STREAMS.int_gauge(&registry),
             keepalives_received: family::KEEPALIVES_RECEIVED.int_counter(&registry),
+            leases_kept_alive: family::LEASES_KEPT_ALIVE.int_gauge(&registry),
             keepalives_sent: family::KEEPALIVES_SENT.int_counter(&registry),
             registrations: family::REGISTRATIONS.int_gauge(&registry),
             health_success: family::HEALTH_SUCCESS.int_counter(&registry),

@@ -28,6 +28,7 @@ pub mod discovery;
 pub mod endpoint;
 pub mod endpoints;
 pub mod health;
+pub mod incoming;
 mod last_words;
 pub mod pages;
 mod tonic_service;

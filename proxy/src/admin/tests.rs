@@ -48,7 +48,7 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
     let upstream = Upstream::new(endpoints.clone(), Arc::new(channel), limits, metrics.clone());
     let (trigger, watcher) = drain::channel();
     let drain = watcher.observer();
-    let watch = hub::Config { max_log_bytes: 1 << 20 };
+    let watch = hub::Config { max_log_bytes: 1 << 20, coalesce_threshold: 64 };
     let router = Arc::new(Router {
         tenants: Tenants::one(Tenant::whole(), Tenant::whole()),
         upstream: upstream.clone(),

@@ -129,6 +129,7 @@ fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("health-interval", "7s", |f| f.health_interval = Duration::from_secs(7)),
         ("health-timeout", "3s", |f| f.health_timeout = Duration::from_secs(3)),
         ("watch-log-max-bytes", "65536", |f| f.watch_log_max_bytes = 65_536),
+        ("watch-coalesce-threshold", "10", |f| f.watch_coalesce_threshold = 10),
         ("cache-bytes", "1048576", |f| f.cache_bytes = 1_048_576),
         ("cache-staleness", "5ms", |f| f.cache_staleness = Duration::from_millis(5)),
         ("max-header-list-bytes", "8192", |f| f.max_header_list_bytes = 8_192),

@@ -83,7 +83,13 @@ families! {
     CLIENT_WATCHES = gauge("etcd_proxy_client_watches", &[], "Watches that clients hold.");
     UPSTREAM_WATCHES = gauge("etcd_proxy_upstream_watches", &[], "Watches that the proxy holds on etcd.");
     WATCH_JOINS = counter("etcd_proxy_watch_joins_total", &[], "Client watches that joined a shared watch that was already there.");
+    WATCHES_CONTAINED = gauge("etcd_proxy_watches_contained", &[], "Client watches that are served from a watch of a wider range.");
+    WATCHES_CATCHING_UP = gauge("etcd_proxy_watches_catching_up", &[], "Client watches that have an upstream watch of their own until they are level.");
     WATCH_CATCH_UPS = counter("etcd_proxy_watch_catch_ups_total", &[], "Client watches that needed an upstream watch of their own until they were level.");
+    WATCH_FALLS = counter("etcd_proxy_watch_falls_total", &[], "Client watches that lagged so far that the shared watch did not hold their next event any more.");
+    WATCH_MOVES = counter("etcd_proxy_watch_moves_total", &[], "Client watches that went from one shared watch to another, wider or narrower.");
+    WATCHES_GATHERED = counter("etcd_proxy_watches_gathered_total", &[], "Upstream watches of a whole prefix that were opened because many watches stood below it.");
+    WATCH_LOG_BYTES = gauge("etcd_proxy_watch_log_bytes", &[], "Bytes of events that shared watches hold for their readers.");
     WATCH_RESUMES = counter("etcd_proxy_watch_resumes_total", &[], "Upstream watches that were taken up again after their stream broke.");
     WATCH_EVENTS_RECEIVED = counter("etcd_proxy_watch_events_received_total", &[], "Events that etcd sent to this proxy.");
     WATCH_EVENTS_DELIVERED = counter("etcd_proxy_watch_events_delivered_total", &[], "Events handed to clients, each counted once per client watch that got it.");
@@ -96,6 +102,7 @@ families! {
     // Leases and registration.
     KEEPALIVE_STREAMS = gauge("etcd_proxy_keepalive_streams", &[], "LeaseKeepAlive RPCs that clients have open.");
     KEEPALIVES_RECEIVED = counter("etcd_proxy_keepalives_received_total", &[], "Lease keepalive requests that came from clients.");
+    LEASES_KEPT_ALIVE = gauge("etcd_proxy_leases_kept_alive", &[], "Leases that were renewed lately, each counted until the TTL that etcd gave it has passed since.");
     KEEPALIVES_SENT = counter("etcd_proxy_keepalives_sent_total", &[], "Lease keepalive requests that went to etcd.");
     REGISTRATIONS = gauge("etcd_proxy_registrations", &[], "Keys under which this proxy is registered: 1 while it is, 0 without --resolver-prefix.");
     // Certificates.

@@ -160,6 +160,18 @@ impl Namespace {
         KeyRange::of_watch(self.prefix_key(range.key()), range_end)
     }
 
+    /// A range within the namespace as its clients know it: what [`Namespace::prefix_range`] was made from.
+    pub fn strip_range(&self, range: &KeyRange) -> KeyRange {
+        let key = range.key().strip_prefix(&self.prefix[..]).map(|key| range.key().slice_ref(key)).unwrap_or_default();
+        let range_end = range.range_end();
+        let range_end = match range_end.strip_prefix(&self.prefix[..]) {
+            Some(stripped) => range_end.slice_ref(stripped),
+            None if range_end == self.end => Bytes::from_static(NUL),
+            None => range_end,
+        };
+        KeyRange::of_watch(key, range_end)
+    }
+
     /// A key of etcd's as the client shall know it, if it is in the namespace. The prefix by itself is not: no client
     /// could have written it, since to the client it would be the empty key.
     pub fn strip_key<'a>(&self, key: &'a [u8]) -> Option<&'a [u8]> {

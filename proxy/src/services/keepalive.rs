@@ -28,6 +28,7 @@ use crate::{
     upstream::Upstream,
 };
 
+mod kept;
 mod lane;
 
 use lane::{Ask, Lane};
@@ -45,8 +46,9 @@ pub struct KeepAlives {
     by_credentials: Mutex<HashMap<Credentials, Weak<Lanes>>>,
 }
 
-/// The field `ID` of a `LeaseKeepAliveResponse`.
+/// Fields of a `LeaseKeepAliveResponse`.
 const ID: u32 = 2;
+const TTL: u32 = 3;
 
 /// The upstream streams of one set of credentials; each opens when it is first needed.
 struct Lanes([Lane; LANES]);

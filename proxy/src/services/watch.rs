@@ -12,12 +12,15 @@ use crate::{
 
 pub mod bell;
 mod cursor;
+mod directory;
 mod feed;
 pub mod hub;
 mod inbox;
 #[cfg(test)]
 mod law;
+pub mod live;
 mod log;
+mod ranges;
 pub mod reader;
 mod session;
 

@@ -295,6 +295,7 @@ proptest! {
         prop_assert_eq!(namespace.strip_key(&prefixed).unwrap_or_default(), &key[..]);
         let range = KeyRange::of_watch(key, range_end);
         let prefixed = namespace.prefix_range(&range);
+        prop_assert_eq!(namespace.strip_range(&prefixed), range.clone());
         // The client's keys in the client's range are etcd's keys in etcd's range ...
         if !probe.is_empty() {
             prop_assert_eq!(range.contains(&probe), prefixed.contains(&namespace.prefix_key(&probe)));

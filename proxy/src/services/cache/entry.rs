@@ -30,7 +30,7 @@ use crate::{
         wire,
     },
     services::watch::{
-        hub::LiveFeed,
+        live::LiveFeed,
         reader::{Lost, Reader, progress},
     },
     upstream::Upstream,

@@ -9,9 +9,12 @@ use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::LeaseKeepAliveRequest;
 use h2::SendStream;
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep_until,
+};
 
-use super::{Answer, ID};
+use super::{Answer, ID, TTL, kept::Kept};
 use crate::{
     metrics::Metrics,
     rules::{
@@ -21,8 +24,9 @@ use crate::{
         wire,
     },
     upstream::{
-        self, Body, Upstream,
+        self, Upstream,
         endpoint::{Endpoint, State},
+        incoming::{Heard, Incoming},
     },
 };
 
@@ -41,7 +45,9 @@ impl Lane {
     pub fn start(upstream: Upstream, caller: Caller, metrics: Arc<Metrics>) -> Self {
         // Bounded by what each session may have unanswered.
         let (asks, received) = mpsc::unbounded_channel();
-        let task = Task { upstream, caller, metrics, asks: received, waiting: HashMap::new(), sent: VecDeque::new() };
+        let kept = Kept::new(metrics.leases_kept_alive.clone());
+        let (waiting, sent) = (HashMap::new(), VecDeque::new());
+        let task = Task { upstream, caller, metrics, asks: received, waiting, sent, kept };
         tokio::spawn(task.run());
         Self(asks)
     }
@@ -61,6 +67,7 @@ struct Task {
     waiting: HashMap<i64, Vec<oneshot::Sender<Answer>>>,
     /// The leases that etcd has been asked for, in the order in which it answers.
     sent: VecDeque<i64>,
+    kept: Kept,
 }
 
 /// How a stream came to its end.
@@ -77,11 +84,14 @@ impl Task {
         let mut avoid: Vec<Arc<Endpoint>> = Vec::new();
         loop {
             while self.waiting.is_empty() {
-                match self.asks.recv().await {
-                    Some(ask) => {
-                        self.note(ask);
-                    }
-                    None => return,
+                tokio::select! {
+                    ask = self.asks.recv() => match ask {
+                        Some(ask) => {
+                            self.note(ask);
+                        }
+                        None => return,
+                    },
+                    () = sleep_until(self.kept.next_sweep()), if !self.kept.is_empty() => self.kept.sweep(),
                 }
             }
             let duplex = match self.upstream.open(&self.caller, LEASE_KEEP_ALIVE, &avoid).await {
@@ -114,8 +124,7 @@ impl Task {
         let endpoint = duplex.endpoint.clone();
         let mut endpoint_state = endpoint.watch_state();
         let (mut send, answer) = duplex.split();
-        tokio::pin!(answer);
-        let mut body: Option<Body> = None;
+        let mut incoming = Incoming::new(answer);
         let mut decoder = Decoder::new(self.upstream.limits().max_answer);
         for lease in &self.sent {
             self.metrics.keepalives_sent.inc();
@@ -133,13 +142,8 @@ impl Task {
                     }
                     None => return StreamEnd::Done,
                 },
-                answered = &mut answer, if body.is_none() => match answered {
-                    Ok(answer) if answer.code().is_some() => return status_of(&answer.headers),
-                    Ok(answer) => body = Some(answer.body),
-                    Err(_) => return StreamEnd::Broken(endpoint),
-                },
-                data = read(&mut body), if body.is_some() => match data {
-                    Some(Ok(data)) => {
+                heard = incoming.next() => match heard {
+                    Heard::Data(data) => {
                         avoid.clear();
                         decoder.push(&data);
                         loop {
@@ -150,9 +154,10 @@ impl Task {
                             }
                         }
                     }
-                    Some(Err(_)) => return StreamEnd::Broken(endpoint),
-                    None => return end_of(&mut body, endpoint).await,
+                    Heard::Ended(status) => return StreamEnd::Status(status),
+                    Heard::Broken(_) => return StreamEnd::Broken(endpoint),
                 },
+                () = sleep_until(self.kept.next_sweep()), if !self.kept.is_empty() => self.kept.sweep(),
                 changed = endpoint_state.changed() => {
                     let state = *endpoint_state.borrow_and_update();
                     if changed.is_err() || matches!(state, State::Removed | State::Unreachable) {
@@ -168,6 +173,7 @@ impl Task {
         if let Some(index) = self.sent.iter().position(|sent| *sent == lease) {
             self.sent.remove(index);
         }
+        self.kept.note(lease, wire::last_int64(message, TTL).unwrap_or_default());
         let framed = framing::frame(message);
         for answer in self.waiting.remove(&lease).unwrap_or_default() {
             tell(answer, Ok(framed.clone()));
@@ -196,26 +202,4 @@ fn tell(to: oneshot::Sender<Answer>, answer: Answer) {
 /// Requests are small and few are under way, so h2 may queue them; an error shows in the answer.
 fn renew(send: &mut SendStream<Bytes>, lease: i64) {
     let _ = send.send_data(framing::frame(&LeaseKeepAliveRequest { id: lease }.encode_to_vec()), false);
-}
-
-async fn read(body: &mut Option<Body>) -> Option<Result<Bytes, Status>> {
-    match body {
-        Some(body) => body.data().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn status_of(trailers: &http::HeaderMap) -> StreamEnd {
-    StreamEnd::Status(status::of_trailers(trailers).unwrap_or_else(|| status::broken("EOF")))
-}
-
-async fn end_of(body: &mut Option<Body>, endpoint: Arc<Endpoint>) -> StreamEnd {
-    let trailers = match body.as_mut() {
-        Some(body) => body.trailers().await,
-        None => return StreamEnd::Broken(endpoint),
-    };
-    match trailers {
-        Ok(Some(trailers)) => status_of(&trailers),
-        _ => StreamEnd::Broken(endpoint),
-    }
 }

@@ -1,11 +1,13 @@
 //! One client watch's place and wishes: which events of a batch it is shown, and how they are put on the wire. Pure.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, BytesMut};
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 use prost::Message as _;
 
 use super::log::{Batch, Event};
-use crate::rules::{event::EventKind, framing, wire};
+use crate::rules::{event::EventKind, framing, keys::KeyRange, wire};
 
 /// What a client asked for when it created its watch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub struct Cursor {
     /// The first revision that the client has not been shown.
     pub next_revision: i64,
     pub wishes: Wishes,
+    /// The client's range, where it reads a log of a wider one.
+    pub part: Option<Arc<KeyRange>>,
 }
 
 /// A response with more bytes than this is cut into fragments for a client that asked for them: etcd's
@@ -55,17 +59,20 @@ impl Cursor {
         // Runs of wanted events are copied as one piece; mostly that is the whole batch.
         let mut pieces: Vec<(usize, usize)> = Vec::with_capacity(1);
         let mut count = 0;
-        let mut start = 0;
-        for (index, event) in batch.events.iter().enumerate() {
-            let end = end_of(index);
-            if wanted(event) {
-                count += 1;
-                match pieces.last_mut() {
-                    Some(last) if last.1 == start && !self.wishes.fragment => last.1 = end,
-                    _ => pieces.push((start, end)),
-                }
+        let mut look_at = |index: usize| {
+            if !wanted(&batch.events[index]) {
+                return;
             }
-            start = end;
+            count += 1;
+            let (start, end) = (index.checked_sub(1).map_or(0, &end_of), end_of(index));
+            match pieces.last_mut() {
+                Some(last) if last.1 == start && !self.wishes.fragment => last.1 = end,
+                _ => pieces.push((start, end)),
+            }
+        };
+        match &self.part {
+            None => (0..batch.events.len()).for_each(look_at),
+            Some(part) => batch.on(part).into_iter().for_each(|index| look_at(index as usize)),
         }
         self.next_revision = batch.last_revision() + 1;
         if pieces.is_empty() {

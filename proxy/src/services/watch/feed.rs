@@ -5,22 +5,21 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use etcd_proxy_proto::etcdserverpb::{
-    ResponseHeader, WatchCancelRequest, WatchProgressRequest, watch_request::RequestUnion,
-};
+use etcd_proxy_proto::etcdserverpb::{WatchProgressRequest, watch_request::RequestUnion};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, sleep},
 };
 
+mod answers;
 mod stream;
 
-use stream::{Pending, Response, Stream};
+use stream::Stream;
 
 use super::{
+    directory::Opening,
     inbox::Inbox,
-    log::{End, Log, Opened, Refused},
+    log::{End, Log, LogId, Opened},
 };
 use crate::{
     metrics::Metrics,
@@ -30,8 +29,9 @@ use crate::{
         status::{self, Code, Status},
     },
     upstream::{
-        Answer, Body, Upstream,
+        Upstream,
         endpoint::{Endpoint, State},
+        incoming::{Heard, Incoming},
     },
 };
 
@@ -54,24 +54,16 @@ const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// What is asked of a feed.
 pub enum Command {
     /// Open an upstream watch that fills this log.
-    Open(Upward),
+    Open(Opening),
     /// Create a watch on this range and cancel it at once: its answer tells whether the caller may watch here, and
     /// where the store stands now.
     Probe { range: KeyRange, answer: oneshot::Sender<Opened> },
     /// Tell the session when everything that etcd has now has been handed to the logs.
     Progress(Arc<Inbox>),
+    /// Learn how far the logs are.
+    Cover,
     /// Nobody reads this log any more.
     Close(Arc<Log>),
-}
-
-/// An upstream watch as it is asked for.
-#[derive(Clone)]
-pub struct Upward {
-    pub log: Arc<Log>,
-    pub range: KeyRange,
-    pub prev_kv: bool,
-    /// Zero is from now.
-    pub start_revision: i64,
 }
 
 /// What a feed is for.
@@ -100,12 +92,20 @@ impl Feed {
             duty,
             commands: received,
             failure,
-            open: Vec::new(),
+            open: HashMap::new(),
             probes: HashMap::new(),
             progress: Progress::default(),
         };
         tokio::spawn(task.run());
         Self { commands, failed }
+    }
+
+    /// A feed that a test plays, by what it is asked.
+    #[cfg(test)]
+    pub fn played() -> (Self, mpsc::UnboundedReceiver<Command>) {
+        let (commands, received) = mpsc::unbounded_channel();
+        let (_, failed) = watch::channel(None);
+        (Self { commands, failed }, received)
     }
 
     pub fn send(&self, command: Command) {
@@ -141,7 +141,7 @@ struct Task {
     commands: mpsc::UnboundedReceiver<Command>,
     failure: watch::Sender<Option<Status>>,
     /// Every log to fill, whatever becomes of the stream.
-    open: Vec<Upward>,
+    open: HashMap<LogId, Opening>,
     probes: HashMap<KeyRange, Probes>,
     progress: Progress,
 }
@@ -193,7 +193,7 @@ impl Task {
                     let endpoint = duplex.endpoint.clone();
                     let (send, answer) = duplex.split();
                     let mut stream = Stream::new(send, endpoint.clone(), &self.parts);
-                    (self.serve(&mut stream, answer).await, Some((endpoint, stream.was_useful)))
+                    (self.serve(&mut stream, Incoming::new(answer)).await, Some((endpoint, stream.was_useful)))
                 }
                 Err(status) => (StreamEnd::Broken(status), None),
             };
@@ -235,7 +235,7 @@ impl Task {
 
     fn fail(self, status: Status) {
         self.failure.send_replace(Some(status));
-        for upward in &self.open {
+        for upward in self.open.values() {
             upward.log.end(End::Closed);
         }
     }
@@ -243,24 +243,26 @@ impl Task {
     /// Takes in a command while there is no stream.
     fn note(&mut self, command: Command) {
         match command {
-            Command::Open(upward) => self.open.push(upward),
+            Command::Open(opening) => {
+                self.open.insert(opening.log.id(), opening);
+            }
             Command::Probe { range, answer } => self.probes.entry(range).or_default().next.push(answer),
             Command::Progress(inbox) => self.progress.next.push(inbox),
+            // A stream that is taken up says by itself how far it is, and whoever wants to know asks again.
+            Command::Cover => (),
             Command::Close(log) => self.close(&log),
         }
     }
 
     fn close(&mut self, log: &Arc<Log>) {
-        self.open.retain(|upward| !Arc::ptr_eq(&upward.log, log));
+        self.open.remove(&log.id());
         log.end(End::Closed);
     }
 
     /// Runs one stream until it ends.
-    async fn serve(&mut self, stream: &mut Stream, answer: impl Future<Output = Result<Answer, Status>>) -> StreamEnd {
+    async fn serve(&mut self, stream: &mut Stream, mut incoming: Incoming) -> StreamEnd {
         self.take_up(stream);
-        tokio::pin!(answer);
         let mut endpoint_state = stream.endpoint.watch_state();
-        let mut body: Option<Body> = None;
         let require_leader = self.parts.caller.credentials().require_leader;
         let asks = if matches!(self.duty, Duty::Live) { COVER_INTERVAL } else { CATCH_UP_ASKS };
         let ask_at = sleep(asks);
@@ -273,13 +275,8 @@ impl Task {
                     Some(command) => self.obey(stream, command),
                     None => return StreamEnd::Done,
                 },
-                answered = &mut answer, if body.is_none() => match answered {
-                    Ok(answer) if answer.code().is_some() => return self.judge_end(&answer.headers),
-                    Ok(answer) => body = Some(answer.body),
-                    Err(status) => return StreamEnd::Broken(status),
-                },
-                data = read(&mut body), if body.is_some() && full.is_none() => match data {
-                    Some(Ok(data)) => {
+                heard = incoming.next(), if full.is_none() => match heard {
+                    Heard::Data(data) => {
                         stream.was_useful = true;
                         if let Err(end) = self.take_in(stream, &data) {
                             return end;
@@ -288,8 +285,8 @@ impl Task {
                             return StreamEnd::Done;
                         }
                     }
-                    Some(Err(status)) => return StreamEnd::Broken(status),
-                    None => return self.judge_trailers(&mut body).await,
+                    Heard::Ended(status) => return judge(status),
+                    Heard::Broken(status) => return StreamEnd::Broken(status),
                 },
                 room = wait_for_room(full.as_ref()), if full.is_some() => if !room {
                     return self.park();
@@ -315,7 +312,7 @@ impl Task {
 
     /// Asks a fresh stream for everything that is open or awaited.
     fn take_up(&mut self, stream: &mut Stream) {
-        for upward in &self.open {
+        for upward in self.open.values() {
             stream.create(upward);
         }
         for (range, probes) in &mut self.probes {
@@ -331,9 +328,9 @@ impl Task {
 
     fn obey(&mut self, stream: &mut Stream, command: Command) {
         match command {
-            Command::Open(upward) => {
-                stream.create(&upward);
-                self.open.push(upward);
+            Command::Open(opening) => {
+                stream.create(&opening);
+                self.open.insert(opening.log.id(), opening);
             }
             Command::Probe { range, answer } => {
                 let probes = self.probes.entry(range.clone()).or_default();
@@ -345,12 +342,16 @@ impl Task {
                 }
             }
             Command::Progress(inbox) => {
-                let stale = self.progress.asked.is_none_or(|asked| asked.elapsed() > PROGRESS_PATIENCE);
-                if stale {
+                if self.progress.is_stale() {
                     self.progress.under_way.push(inbox);
                     self.ask_progress(stream);
                 } else {
                     self.progress.next.push(inbox);
+                }
+            }
+            Command::Cover => {
+                if self.progress.is_stale() {
+                    self.ask_progress(stream);
                 }
             }
             Command::Close(log) => {
@@ -363,122 +364,14 @@ impl Task {
     fn ask_progress(&mut self, stream: &mut Stream) {
         if !self.open.is_empty() {
             self.progress.asked = Some(Instant::now());
+            stream.progress_requests += 1;
             stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {}));
-        }
-    }
-
-    /// Hands what etcd sent to the logs and to those who wait.
-    fn take_in(&mut self, stream: &mut Stream, data: &Bytes) -> Result<(), StreamEnd> {
-        stream.decoder.push(data);
-        loop {
-            let message = stream.decoder.next().map_err(|error| StreamEnd::Broken(status::unreadable_answer(error)))?;
-            let Some(message) = message else { return Ok(()) };
-            if message.compressed {
-                return Err(StreamEnd::Broken(status::unreadable_answer("it is compressed, which was not asked for")));
-            }
-            let response =
-                Response::parse(&message.bytes).map_err(|error| StreamEnd::Broken(status::unreadable_answer(error)))?;
-            self.hand_out(stream, response);
-        }
-    }
-
-    fn hand_out(&mut self, stream: &mut Stream, response: Response<'_>) {
-        if response.created {
-            return self.hand_out_created(stream, response);
-        }
-        if response.watch_id == -1 && response.events.is_empty() {
-            return self.hand_out_progress(stream, response.header);
-        }
-        let Some(open) = stream.watches.get_mut(&response.watch_id) else { return };
-        if response.canceled {
-            let log = open.log.clone();
-            // A watch that etcd ended for a compaction still counts as one that lags, and while there is one, no
-            // progress is reported to anyone on the stream.
-            stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }));
-            stream.forget(response.watch_id);
-            self.open.retain(|upward| !Arc::ptr_eq(&upward.log, &log));
-            let Response { header, compact_revision, cancel_reason, .. } = response;
-            return log.end(End::Canceled { header, compact_revision, reason: cancel_reason.to_owned() });
-        }
-        if response.events.is_empty() && open.builder.is_empty() {
-            return open.log.append_progress(response.header);
-        }
-        self.parts.metrics.watch_events_received.inc_by(response.events.len() as u64);
-        for event in &response.events {
-            if let Err(broken) = open.builder.push(self.parts.caller.namespace(), event) {
-                tracing::error!(%broken, "withheld an event of etcd that does not keep to the namespace");
-            }
-        }
-        let batch = if response.fragment {
-            open.builder.finish_whole_revisions(response.header)
-        } else {
-            open.builder.finish(response.header)
-        };
-        if let Some(batch) = batch {
-            open.log.append(batch);
-        }
-    }
-
-    fn hand_out_created(&mut self, stream: &mut Stream, response: Response<'_>) {
-        let Some(pending) = stream.pending.pop_front() else { return };
-        let refused = response.canceled;
-        let opened: Opened = if refused {
-            Err(Refused { header: response.header, reason: response.cancel_reason.to_owned() })
-        } else {
-            Ok(response.header)
-        };
-        match pending {
-            Pending::Probe(range) => {
-                if !refused {
-                    stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }));
-                }
-                self.hand_out_probe(stream, range, &opened);
-            }
-            Pending::Log { log, from_now } => {
-                let wanted = self.open.iter().any(|upward| Arc::ptr_eq(&upward.log, &log));
-                match &opened {
-                    Ok(_) if wanted => stream.remember(response.watch_id, log.clone()),
-                    Ok(_) => {
-                        stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }))
-                    }
-                    Err(_) => self.open.retain(|upward| !Arc::ptr_eq(&upward.log, &log)),
-                }
-                log.note_opened(opened, from_now);
-            }
-        }
-    }
-
-    fn hand_out_probe(&mut self, stream: &mut Stream, range: KeyRange, opened: &Opened) {
-        let Some(probes) = self.probes.get_mut(&range) else { return };
-        for answer in probes.under_way.drain(..) {
-            // Whoever asked may have left.
-            let _ = answer.send(opened.clone());
-        }
-        if probes.next.is_empty() {
-            self.probes.remove(&range);
-        } else {
-            probes.under_way.append(&mut probes.next);
-            stream.probe(&range);
-        }
-    }
-
-    fn hand_out_progress(&mut self, stream: &mut Stream, header: ResponseHeader) {
-        for open in stream.watches.values() {
-            open.log.cover(header.revision);
-        }
-        for inbox in self.progress.under_way.drain(..) {
-            inbox.progress(header);
-        }
-        self.progress.asked = None;
-        if !self.progress.next.is_empty() {
-            self.progress.under_way.append(&mut self.progress.next);
-            self.ask_progress(stream);
         }
     }
 
     /// The log of a catch-up that must wait for its reader.
     fn full_catch_up(&self) -> Option<Arc<Log>> {
-        match (&self.duty, self.open.first()) {
+        match (&self.duty, self.open.values().next()) {
             (Duty::CatchUp { .. }, Some(upward)) if upward.log.is_full() => Some(upward.log.clone()),
             _ => None,
         }
@@ -487,9 +380,10 @@ impl Task {
     /// Ends a catch-up whose log reaches up to what the shared one holds.
     fn is_level(&mut self) -> bool {
         let Duty::CatchUp { live, .. } = &self.duty else { return false };
-        let Some(upward) = self.open.first() else { return true };
+        let Some(upward) = self.open.values().next() else { return true };
         let next_revision = upward.log.resume_revision();
-        if next_revision < live.covered_from() {
+        // If the shared log has ended, the reader looks for another one.
+        if next_revision < live.covered_from() && !live.has_ended() {
             return false;
         }
         upward.log.end(End::Continue { next_revision });
@@ -498,34 +392,20 @@ impl Task {
 
     /// Ends a catch-up whose reader does not read; it goes on from there when it does.
     fn park(&mut self) -> StreamEnd {
-        for upward in &self.open {
+        for upward in self.open.values() {
             upward.log.end(End::Continue { next_revision: upward.log.resume_revision() });
         }
         StreamEnd::Done
     }
+}
 
-    fn judge_end(&self, headers: &http::HeaderMap) -> StreamEnd {
-        let status = status::of_trailers(headers).unwrap_or_else(|| status::broken("EOF"));
-        match status.code() {
-            Code::Unavailable
-            | Code::Internal
-            | Code::Unknown
-            | Code::Cancelled
-            | Code::Ok
-            | Code::DeadlineExceeded => StreamEnd::Broken(status),
-            _ => StreamEnd::Refused(status),
+/// What it means that etcd ended the stream with this status.
+fn judge(status: Status) -> StreamEnd {
+    match status.code() {
+        Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled | Code::Ok | Code::DeadlineExceeded => {
+            StreamEnd::Broken(status)
         }
-    }
-
-    async fn judge_trailers(&self, body: &mut Option<Body>) -> StreamEnd {
-        match body.as_mut() {
-            Some(body) => match body.trailers().await {
-                Ok(Some(trailers)) => self.judge_end(&trailers),
-                Ok(None) => StreamEnd::Broken(status::broken("EOF")),
-                Err(status) => StreamEnd::Broken(status),
-            },
-            None => StreamEnd::Broken(status::broken("EOF")),
-        }
+        _ => StreamEnd::Refused(status),
     }
 }
 
@@ -533,12 +413,10 @@ impl Progress {
     fn is_empty(&self) -> bool {
         self.under_way.is_empty() && self.next.is_empty()
     }
-}
 
-async fn read(body: &mut Option<Body>) -> Option<Result<Bytes, Status>> {
-    match body {
-        Some(body) => body.data().await,
-        None => std::future::pending().await,
+    /// Whether etcd may be asked anew, since no answer is on its way, or not any more.
+    fn is_stale(&self) -> bool {
+        self.asked.is_none_or(|asked| asked.elapsed() > PROGRESS_PATIENCE)
     }
 }
 

@@ -10,11 +10,12 @@ use std::{
 };
 
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use super::{
-    feed::{Command, Duty, Feed, Parts, Upward},
-    log::{Budget, Log, Opened, Refused},
+    feed::Parts,
+    live::{LiveFeed, LogUse, Settings},
+    log::{Budget, Refused},
 };
 use crate::{
     drain::Observer,
@@ -22,7 +23,7 @@ use crate::{
     rules::{
         caller::{Caller, Credentials},
         keys::KeyRange,
-        status::{self, Status},
+        status,
     },
     upstream::Upstream,
 };
@@ -31,6 +32,8 @@ use crate::{
 pub struct Config {
     /// Bytes of events that one shared watch holds for those who lag.
     pub max_log_bytes: usize,
+    /// How many watches on different ranges below one prefix share a watch of the prefix if there are more; 0 is never.
+    pub coalesce_threshold: usize,
 }
 
 /// Catch-ups that run at a time; each is a stream of its own at etcd, which reads old revisions for it from disk.
@@ -41,19 +44,24 @@ const SEEN_WINDOW: Duration = Duration::from_secs(5);
 
 /// What the logs of all ranges hold together at most, or soon after: 64 of them full at the default bound of one.
 const MAX_SHARED_LOG_BYTES: usize = 256 << 20;
-/// How often that is looked at. In this time etcd sends some tens of MiB on a fast network.
-const BUDGET_INTERVAL: Duration = Duration::from_millis(200);
+/// How often that is looked at, and which logs have become needless. In this time etcd sends some tens of MiB on a
+/// fast network.
+const KEEPING_INTERVAL: Duration = Duration::from_millis(200);
+/// At each so many of these it is judged whether logs bring what is wanted.
+const ROUNDS_PER_WEIGHING: u32 = 5;
+/// How often a watch looks for a shared log that others opened; after that it opens its own.
+const MAX_JOINS: usize = 3;
+/// The revision of a store that nothing was ever written to, so that no revision up to it lies in the future.
+const FIRST_REVISION: i64 = 1;
 
 pub struct Hub {
     upstream: Upstream,
     pub metrics: Arc<Metrics>,
-    config: Config,
+    settings: Settings,
     drain: Observer,
     seen: Seen,
     /// The live feed of each set of credentials that has sessions.
     feeds: Mutex<HashMap<Credentials, Weak<LiveFeed>>>,
-    catch_ups: Arc<Semaphore>,
-    budget: Arc<Budget>,
 }
 
 /// The newest revisions that clients were shown, in this window of time and the one before.
@@ -61,31 +69,6 @@ pub struct Hub {
 struct Seen {
     current: AtomicI64,
     before: AtomicI64,
-}
-
-/// A feed and the logs that it fills, for all sessions with the same credentials.
-pub struct LiveFeed {
-    feed: Feed,
-    parts: Parts,
-    logs: Mutex<HashMap<LogKey, Shared>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct LogKey {
-    range: KeyRange,
-    prev_kv: bool,
-}
-
-struct Shared {
-    log: Arc<Log>,
-    uses: usize,
-}
-
-/// A watch's hold on a shared log. When the last one is dropped the upstream watch is closed.
-pub struct LogUse {
-    feed: Arc<LiveFeed>,
-    key: LogKey,
-    pub log: Arc<Log>,
 }
 
 /// A client's watch as etcd would be asked for it.
@@ -113,26 +96,18 @@ pub enum JoinError {
     Lost,
 }
 
-/// A reader's own way to what the shared log no longer holds.
-pub struct CatchUp {
-    pub log: Arc<Log>,
-    _feed: Feed,
-}
-
 impl Hub {
     pub fn new(upstream: Upstream, metrics: Arc<Metrics>, config: Config, drain: Observer) -> Arc<Self> {
-        let hub = Arc::new(Self {
-            upstream,
-            metrics,
-            config,
-            drain,
-            seen: Seen::default(),
-            feeds: Mutex::default(),
+        let settings = Settings {
+            max_log_bytes: config.max_log_bytes,
+            coalesce_threshold: config.coalesce_threshold,
+            budget: Budget::new(MAX_SHARED_LOG_BYTES, metrics.watch_log_bytes.clone()),
             catch_ups: Arc::new(Semaphore::new(MAX_CATCH_UPS)),
-            budget: Budget::new(MAX_SHARED_LOG_BYTES),
-        });
+        };
+        let (seen, feeds) = (Seen::default(), Mutex::default());
+        let hub = Arc::new(Self { upstream, metrics, settings, drain, seen, feeds });
         tokio::spawn(forget_what_was_seen(Arc::downgrade(&hub)));
-        tokio::spawn(keep_within_budget(Arc::downgrade(&hub)));
+        tokio::spawn(keep(Arc::downgrade(&hub)));
         hub
     }
 
@@ -154,9 +129,7 @@ impl Hub {
     pub fn compacted(&self, revision: i64) {
         let feeds: Vec<_> = self.lock_feeds().values().filter_map(Weak::upgrade).collect();
         for feed in feeds {
-            for shared in feed.lock().values() {
-                shared.log.compacted(revision);
-            }
+            feed.logs().iter().for_each(|log| log.compacted(revision));
         }
     }
 
@@ -164,7 +137,7 @@ impl Hub {
     pub fn feed(&self, caller: &Caller) -> Arc<LiveFeed> {
         let credentials = caller.credentials();
         let mut feeds = self.lock_feeds();
-        if let Some(feed) = feeds.get(&credentials).and_then(Weak::upgrade).filter(|feed| !feed.feed.has_failed()) {
+        if let Some(feed) = feeds.get(&credentials).and_then(Weak::upgrade).filter(|feed| !feed.has_failed()) {
             return feed;
         }
         feeds.retain(|_, feed| feed.strong_count() > 0);
@@ -173,7 +146,7 @@ impl Hub {
             caller: Caller { connection: caller.connection.clone(), metadata: credentials.metadata() },
             metrics: self.metrics.clone(),
         };
-        let feed = Arc::new(LiveFeed { feed: Feed::start(parts.clone(), Duty::Live), parts, logs: Mutex::default() });
+        let feed = LiveFeed::start(parts, self.settings.clone());
         feeds.insert(credentials, Arc::downgrade(&feed));
         feed
     }
@@ -185,13 +158,23 @@ impl Hub {
         if wanted.range.is_empty() || wanted.start_revision < 0 {
             return Err(self.refuse(feed, wanted).await);
         }
-        let (live, is_new) = feed.log(wanted, || Log::within(self.config.max_log_bytes, 0, &self.budget));
-        let mut opened = live.log.opened().await.ok_or(JoinError::Lost)?;
-        if !is_new && opened.is_ok() {
-            self.metrics.watch_joins.inc();
-            opened = feed.probe(&wanted.range).await?;
-        }
-        let mut header = opened.map_err(JoinError::Refused)?;
+        let mut attempts = 0;
+        let (live, mut header) = loop {
+            attempts += 1;
+            let (live, is_new) = feed.log(wanted, seen.max(FIRST_REVISION), attempts <= MAX_JOINS);
+            match live.log.opened().await {
+                Some(Ok(header)) if is_new => break (live, header),
+                Some(Ok(_)) => {
+                    self.metrics.watch_joins.inc();
+                    break (live, feed.probe(&wanted.range).await?.map_err(JoinError::Refused)?);
+                }
+                // What etcd says of a wider watch is not said to this one.
+                Some(Err(_)) if live.part.is_some() => live.note_refused(),
+                Some(Err(refused)) => return Err(JoinError::Refused(refused)),
+                None if feed.has_failed() || attempts > MAX_JOINS => return Err(JoinError::Lost),
+                None => (),
+            }
+        };
         // Another member may have shown this client, or one it speaks with, more than this one has heard of.
         header.revision = header.revision.max(seen);
         let next_revision = if wanted.start_revision == 0 { header.revision + 1 } else { wanted.start_revision };
@@ -214,40 +197,27 @@ impl Hub {
         })
     }
 
-    /// Begins to read from etcd what the shared log has dropped, for one reader.
-    pub fn catch_up(&self, live: &LogUse, next_revision: i64) -> CatchUp {
-        self.metrics.watch_catch_ups.inc();
-        let log = Log::new(self.config.max_log_bytes, next_revision);
-        let duty = Duty::CatchUp { live: live.log.clone(), gate: self.catch_ups.clone() };
-        let feed = Feed::start(live.feed.parts.clone(), duty);
-        let LogKey { range, prev_kv } = live.key.clone();
-        feed.send(Command::Open(Upward { log: log.clone(), range, prev_kv, start_revision: next_revision }));
-        CatchUp { log, _feed: feed }
-    }
-
     fn lock_feeds(&self) -> std::sync::MutexGuard<'_, HashMap<Credentials, Weak<LiveFeed>>> {
         self.feeds.lock().expect("nothing panics while it holds the feeds")
     }
 }
 
-/// Each log lets go of what it can by itself; the last batch of each, over very many logs, is left to this.
-async fn keep_within_budget(hub: Weak<Hub>) {
-    loop {
-        tokio::time::sleep(BUDGET_INTERVAL).await;
+/// Looks after all logs now and then. Each lets go of what it can by itself; the last batch of each, over very many
+/// logs, is left to this, and so is what has become needless.
+async fn keep(hub: Weak<Hub>) {
+    for round in 0_u32.. {
+        tokio::time::sleep(KEEPING_INTERVAL).await;
         let Some(hub) = hub.upgrade() else { return };
-        if !hub.budget.is_over() {
-            continue;
-        }
         let feeds: Vec<_> = hub.lock_feeds().values().filter_map(Weak::upgrade).collect();
-        let logs: Vec<_> = feeds
-            .iter()
-            .flat_map(|feed| feed.lock().values().map(|shared| shared.log.clone()).collect::<Vec<_>>())
-            .collect();
-        tracing::warn!(
-            logs = logs.len(),
-            "watched events are over their bound in memory, slow clients read them from etcd again"
-        );
-        logs.iter().for_each(|log| log.forget());
+        feeds.iter().for_each(|feed| feed.settle(round % ROUNDS_PER_WEIGHING == 0));
+        if hub.settings.budget.is_over() {
+            let logs: Vec<_> = feeds.iter().flat_map(|feed| feed.logs()).collect();
+            tracing::warn!(
+                logs = logs.len(),
+                "watched events are over their bound in memory, slow clients read them from etcd again"
+            );
+            logs.iter().for_each(|log| log.forget());
+        }
     }
 }
 
@@ -257,59 +227,5 @@ async fn forget_what_was_seen(hub: Weak<Hub>) {
         let Some(hub) = hub.upgrade() else { return };
         let current = hub.seen.current.swap(0, Ordering::Relaxed);
         hub.seen.before.store(current, Ordering::Relaxed);
-    }
-}
-
-impl LiveFeed {
-    /// Asks etcd to say, once everything that it has now is in the logs, how far that is.
-    pub fn ask_progress(&self, inbox: &Arc<super::inbox::Inbox>) {
-        self.feed.send(Command::Progress(inbox.clone()));
-    }
-
-    /// Returns when etcd has refused the stream for good.
-    pub async fn failed(&self) -> Status {
-        self.feed.clone().failed().await
-    }
-
-    async fn probe(&self, range: &KeyRange) -> Result<Opened, JoinError> {
-        let (answer, answered) = oneshot::channel();
-        self.feed.send(Command::Probe { range: range.clone(), answer });
-        answered.await.map_err(|_| JoinError::Lost)
-    }
-
-    /// The shared log of a range, and whether it is just being opened for this caller.
-    ///
-    /// It always begins now, whatever the caller wants to see before or after. etcd may answer a request for progress
-    /// that was sent before a create after that create's answer: only of a watch from now is such an answer true all
-    /// the same. And etcd reports no progress at all on a stream that has a watch of the future.
-    fn log(self: &Arc<Self>, wanted: &Wanted, make: impl FnOnce() -> Arc<Log>) -> (LogUse, bool) {
-        let key = LogKey { range: wanted.range.clone(), prev_kv: wanted.prev_kv };
-        let mut logs = self.lock();
-        if let Some(shared) = logs.get_mut(&key).filter(|shared| !shared.log.has_ended()) {
-            shared.uses += 1;
-            return (LogUse { feed: self.clone(), log: shared.log.clone(), key }, false);
-        }
-        let log = make();
-        logs.insert(key.clone(), Shared { log: log.clone(), uses: 1 });
-        let LogKey { range, prev_kv } = key.clone();
-        self.feed.send(Command::Open(Upward { log: log.clone(), range, prev_kv, start_revision: 0 }));
-        (LogUse { feed: self.clone(), log, key }, true)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LogKey, Shared>> {
-        self.logs.lock().expect("nothing panics while it holds the logs")
-    }
-}
-
-impl Drop for LogUse {
-    fn drop(&mut self) {
-        let mut logs = self.feed.lock();
-        let Some(shared) = logs.get_mut(&self.key).filter(|shared| Arc::ptr_eq(&shared.log, &self.log)) else { return };
-        shared.uses -= 1;
-        if shared.uses == 0 {
-            logs.remove(&self.key);
-            drop(logs);
-            self.feed.feed.send(Command::Close(self.log.clone()));
-        }
     }
 }

@@ -8,20 +8,24 @@ use etcd_proxy_proto::{
     etcdserverpb::{ResponseHeader, WatchResponse},
     mvccpb::{Event, KeyValue, event::EventType},
 };
+use prometheus::IntGauge;
 use proptest::prelude::*;
 use prost::Message as _;
 
 use super::{
     cursor::{Cursor, Wishes},
     inbox::Inbox,
-    log::{BatchBuilder, Log, Read},
+    log::{BatchBuilder, Budget, Log, Read, Seat, Subscriber},
 };
-use crate::rules::{framing::Decoder, namespace::Namespace};
+use crate::rules::{framing::Decoder, keys::KeyRange, namespace::Namespace};
+
+mod sharing;
 
 /// The prefix that a client must never see.
 const PREFIX: &[u8] = b"ns/";
-/// A reader's first subscription is number 0 of its inbox.
-const WATCH: u64 = 0;
+const KEYS: [&str; 5] = ["a/0", "a/1", "a/2", "a/b/3", "c"];
+/// The id that the client knows its watch by.
+const ID: i64 = 5;
 
 #[derive(Clone, Debug)]
 struct Store {
@@ -36,7 +40,7 @@ fn stores() -> impl Strategy<Value = Store> {
             let mod_revision = index as i64 + 2;
             for (is_delete, key, prev, size) in revision {
                 let kv = KeyValue {
-                    key: [PREFIX, &[b'k', key]].concat().into(),
+                    key: [PREFIX, KEYS[usize::from(key)].as_bytes()].concat().into(),
                     value: if is_delete { Bytes::new() } else { vec![key; size].into() },
                     mod_revision,
                     ..KeyValue::default()
@@ -67,9 +71,13 @@ impl Store {
 
     /// Sends the events of these revisions as one upstream response, or as two fragments cut anywhere.
     fn send(&self, log: &Log, from: i64, to: i64, cut: usize) {
-        let revision_of = |event: &&Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
-        let events: Vec<&Event> =
-            self.events.iter().filter(|event| (from..=to).contains(&revision_of(event))).collect();
+        self.send_range(log, &KeyRange::all(), from, to, cut);
+    }
+
+    /// The same of a watch on a range, with the namespace.
+    fn send_range(&self, log: &Log, range: &KeyRange, from: i64, to: i64, cut: usize) {
+        let wanted = |kv: &KeyValue| (from..=to).contains(&kv.mod_revision) && range.contains(&kv.key);
+        let events: Vec<&Event> = self.events.iter().filter(|event| event.kv.as_ref().is_some_and(wanted)).collect();
         let header = ResponseHeader { revision: self.last_revision(), ..ResponseHeader::default() };
         let mut builder = BatchBuilder::default();
         for (index, event) in events.iter().enumerate() {
@@ -85,12 +93,29 @@ impl Store {
         }
     }
 
+    /// Shows what a watch of the reader's own shows up to this revision.
+    fn catch_up(&self, cursor: &mut Cursor, range: &KeyRange, upto: i64, out: &mut BytesMut) {
+        let own = Log::catching_up(usize::MAX, cursor.next_revision);
+        let seat = subscribe(&own, cursor.next_revision);
+        self.send_range(&own, range, cursor.next_revision, upto, usize::MAX);
+        cursor.part = None;
+        while let Read::Batch(batch) = own.read(seat) {
+            cursor.show(&batch, out);
+        }
+        cursor.next_revision = cursor.next_revision.max(upto + 1);
+    }
+
     /// What a watch of its own would have shown.
     fn expected(&self, start: i64, wishes: Wishes) -> Vec<Event> {
+        self.expected_of(&KeyRange::all(), start, i64::MAX, wishes)
+    }
+
+    /// The same of a watch on a range, with the namespace, up to a revision.
+    fn expected_of(&self, range: &KeyRange, start: i64, upto: i64, wishes: Wishes) -> Vec<Event> {
         let wanted = |event: &&Event| {
             let kv = event.kv.as_ref().expect("every event has one");
             let filtered = if event.r#type == EventType::Delete as i32 { wishes.no_delete } else { wishes.no_put };
-            kv.mod_revision >= start && !filtered
+            (start..=upto).contains(&kv.mod_revision) && range.contains(&kv.key) && !filtered
         };
         let strip = |kv: KeyValue| KeyValue { key: kv.key.slice(PREFIX.len()..), ..kv };
         let shown = self.events.iter().filter(wanted).cloned().map(|event| Event {
@@ -103,38 +128,43 @@ impl Store {
 }
 
 struct Reader {
-    inbox: Arc<Inbox>,
     cursor: Cursor,
     log: Arc<Log>,
-    position: u64,
+    seat: Seat,
     out: BytesMut,
+}
+
+/// A log from the first revision on.
+fn shared_log(max_bytes: usize) -> Arc<Log> {
+    let budget = Budget::new(usize::MAX, IntGauge::new("used", "used").expect("a good name"));
+    let log = Log::shared(max_bytes, &budget);
+    log.note_opened(Ok(ResponseHeader::default()), 1);
+    log
+}
+
+fn subscribe(log: &Log, revision: i64) -> Seat {
+    let subscriber = Subscriber { inbox: Arc::<Inbox>::default(), watch: 0, part: None, progress: false };
+    log.subscribe(revision, subscriber).expect("the end is always held")
 }
 
 impl Reader {
     fn join(log: &Arc<Log>, start: i64, wishes: Wishes) -> Self {
-        let inbox = Arc::<Inbox>::default();
-        let position = log.subscribe(start, &inbox, WATCH).expect("the log is fresh");
-        let cursor = Cursor { watch_id: 5, next_revision: start, wishes };
-        Self { inbox, cursor, log: log.clone(), position, out: BytesMut::new() }
+        let cursor = Cursor { watch_id: ID, next_revision: start, wishes, part: None };
+        Self { cursor, log: log.clone(), seat: subscribe(log, start), out: BytesMut::new() }
     }
 
     /// Reads at most this many batches; when it has fallen off the log, etcd gives it a new one from its next revision.
     fn read(&mut self, store: &Store, sent: i64, batches: usize) {
         for _ in 0..batches {
-            match self.log.read(self.position) {
+            match self.log.read(self.seat) {
                 Read::Batch(batch) => {
                     self.cursor.show(&batch, &mut self.out);
-                    self.position += 1;
                 }
-                Read::Fallen => {
-                    let own = Log::new(usize::MAX, self.cursor.next_revision);
-                    store.send(&own, self.cursor.next_revision, sent, usize::MAX);
-                    while let Read::Batch(batch) = own.read(0) {
-                        self.cursor.show(&batch, &mut self.out);
-                        own.release_before(1);
-                    }
-                    self.position = self.log.subscribe(sent + 1, &self.inbox, WATCH).expect("the end is always held");
-                    self.cursor.next_revision = self.cursor.next_revision.max(sent + 1);
+                Read::Fallen { next_revision } => {
+                    self.log.unsubscribe(self.seat);
+                    self.cursor.next_revision = self.cursor.next_revision.max(next_revision);
+                    store.catch_up(&mut self.cursor, &KeyRange::all(), sent, &mut self.out);
+                    self.seat = subscribe(&self.log, sent + 1);
                 }
                 Read::Wait | Read::Ended(_) => return,
             }
@@ -142,18 +172,23 @@ impl Reader {
     }
 
     fn shown(&self) -> Vec<Event> {
-        let mut decoder = Decoder::new(usize::MAX);
-        decoder.push(&self.out.clone().freeze());
-        let mut events = Vec::new();
-        while let Some(message) = decoder.next().expect("whole frames") {
-            let response = WatchResponse::decode(message.bytes).expect("a whole message");
-            assert_eq!(response.watch_id, 5);
-            assert!(!response.events.is_empty(), "nothing is said where there is nothing to say");
-            events.extend(response.events);
-        }
-        assert!(decoder.is_before_a_message());
-        events
+        events_of(&self.out)
     }
+}
+
+/// The events in the messages that one watch was sent.
+fn events_of(out: &BytesMut) -> Vec<Event> {
+    let mut decoder = Decoder::new(usize::MAX);
+    decoder.push(&out.clone().freeze());
+    let mut events = Vec::new();
+    while let Some(message) = decoder.next().expect("whole frames") {
+        let response = WatchResponse::decode(message.bytes).expect("a whole message");
+        assert_eq!(response.watch_id, ID);
+        assert!(!response.events.is_empty(), "nothing is said where there is nothing to say");
+        events.extend(response.events);
+    }
+    assert!(decoder.is_before_a_message());
+    events
 }
 
 proptest! {
@@ -164,7 +199,7 @@ proptest! {
         steps in proptest::collection::vec((1_i64..5, 0_usize..6, 0_i64..3), 1..60),
         max_bytes in 1_usize..4000,
     ) {
-        let log = Log::new(max_bytes, 1);
+        let log = shared_log(max_bytes);
         let mut readers: Vec<(Reader, i64, usize)> = readers
             .into_iter()
             .map(|(wishes, start, pace)| (Reader::join(&log, start.max(1), wishes), start, pace))
@@ -199,7 +234,7 @@ fn a_large_revision_is_cut_into_fragments_only_for_those_who_asked() {
     };
     let store = Store { events: (0..5).map(event).collect() };
     let count = |fragment: bool| {
-        let log = Log::new(usize::MAX, 1);
+        let log = shared_log(usize::MAX);
         let mut reader = Reader::join(&log, 1, Wishes { fragment, ..Wishes::default() });
         store.send(&log, 0, 2, usize::MAX);
         reader.read(&store, 2, usize::MAX);

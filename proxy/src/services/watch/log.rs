@@ -5,183 +5,50 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
-use tokio::sync::{Notify, watch};
-
-use super::inbox::Inbox;
-use crate::rules::{
-    event::EventKind,
-    namespace::{Broken, Namespace},
-    wire,
+use prometheus::IntGauge;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
 };
 
-/// The field `events` of a `WatchResponse`.
-const EVENTS_FIELD: u32 = 11;
+mod batch;
+mod readers;
 
-/// The events of one or more whole revisions, encoded once for all who read them; or none, for a progress notice.
-#[derive(Debug)]
-pub struct Batch {
-    pub header: ResponseHeader,
-    pub events: Vec<Event>,
-    /// All events, each as a whole field of a `WatchResponse`.
-    encoded: Bytes,
-    /// The same without previous values, made when first asked for.
-    without_prev_kv: OnceLock<(Bytes, Vec<usize>)>,
-}
+pub use batch::{Batch, BatchBuilder, Event};
+pub use readers::{Seat, Subscriber};
 
-/// What a reader must know of one event.
-#[derive(Debug)]
-pub struct Event {
-    pub kind: EventKind,
-    pub mod_revision: i64,
-    /// Where the field ends in the batch's bytes; it begins where the one before ends.
-    end: usize,
-    /// Where, inside the field, the event's own bytes begin, and where its previous value begins (or the event ends).
-    body: usize,
-    prev_kv: usize,
-}
+use crate::rules::keys::KeyRange;
+use readers::Readers;
 
-impl Batch {
-    /// A notice that everything up to the header's revision has come.
-    pub fn progress(header: ResponseHeader) -> Self {
-        Self { header, events: Vec::new(), encoded: Bytes::new(), without_prev_kv: OnceLock::new() }
-    }
-
-    pub fn last_revision(&self) -> i64 {
-        self.events.last().map_or(self.header.revision, |event| event.mod_revision)
-    }
-
-    /// All events as fields of a `WatchResponse`, and where each ends.
-    pub fn fields(&self, prev_kv: bool) -> (&Bytes, impl Fn(usize) -> usize + '_) {
-        if prev_kv || self.events.iter().all(|event| event.prev_kv == event.end) {
-            let ends: &[usize] = &[];
-            return (&self.encoded, FieldEnds { events: &self.events, ends }.into_fn());
-        }
-        let (bytes, ends) = self.without_prev_kv.get_or_init(|| self.strip_prev_kv());
-        (bytes, FieldEnds { events: &self.events, ends }.into_fn())
-    }
-
-    fn strip_prev_kv(&self) -> (Bytes, Vec<usize>) {
-        let mut out = BytesMut::with_capacity(self.encoded.len());
-        let mut ends = Vec::with_capacity(self.events.len());
-        for event in &self.events {
-            let body = &self.encoded[event.body..event.prev_kv];
-            wire::put_bytes_header(&mut out, EVENTS_FIELD, body.len());
-            out.extend_from_slice(body);
-            ends.push(out.len());
-        }
-        (out.freeze(), ends)
-    }
-
-    /// One event without its previous value, as an encoded `mvccpb.Event`.
-    pub fn event(&self, event: &Event) -> &[u8] {
-        &self.encoded[event.body..event.prev_kv]
-    }
-
-    /// What the batch counts against the log's bound: its bytes and its bookkeeping.
-    pub fn weight(&self) -> usize {
-        self.encoded.len() + self.events.len() * size_of::<Event>() + size_of::<Self>()
-    }
-}
-
-struct FieldEnds<'a> {
-    events: &'a [Event],
-    ends: &'a [usize],
-}
-
-impl<'a> FieldEnds<'a> {
-    fn into_fn(self) -> impl Fn(usize) -> usize + 'a {
-        move |index| self.ends.get(index).copied().unwrap_or_else(|| self.events[index].end)
-    }
-}
-
-/// Collects the events of an upstream response, or of several fragments of one, into batches of whole revisions.
-#[derive(Debug, Default)]
-pub struct BatchBuilder {
-    events: Vec<Event>,
-    encoded: BytesMut,
-    scratch: BytesMut,
-}
-
-impl BatchBuilder {
-    /// Adds one encoded `mvccpb.Event`, its keys stripped of the namespace.
-    pub fn push(&mut self, namespace: &Namespace, event: &[u8]) -> Result<(), Broken> {
-        self.scratch.clear();
-        let view = namespace.strip_event(event, &mut self.scratch)?;
-        let body = &self.scratch[view.event.clone()];
-        wire::put_bytes_header(&mut self.encoded, EVENTS_FIELD, body.len());
-        let start = self.encoded.len();
-        self.encoded.extend_from_slice(body);
-        let prev_kv = start + (view.without_prev_kv().end - view.event.start);
-        self.events.push(Event {
-            kind: view.kind,
-            mod_revision: view.mod_revision,
-            end: self.encoded.len(),
-            body: start,
-            prev_kv,
-        });
-        Ok(())
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    /// All that has been collected.
-    pub fn finish(&mut self, header: ResponseHeader) -> Option<Batch> {
-        (!self.events.is_empty()).then(|| Batch {
-            header,
-            events: std::mem::take(&mut self.events),
-            encoded: self.encoded.split().freeze(),
-            without_prev_kv: OnceLock::new(),
-        })
-    }
-
-    /// What is whole while more fragments follow: everything before the last revision, which may go on.
-    pub fn finish_whole_revisions(&mut self, header: ResponseHeader) -> Option<Batch> {
-        let last = self.events.last()?.mod_revision;
-        let count = self.events.iter().position(|event| event.mod_revision == last)?;
-        if count == 0 {
-            return None;
-        }
-        let rest = self.events.split_off(count);
-        let cut = self.events.last().map_or(0, |event| event.end);
-        let encoded = self.encoded.split_to(cut).freeze();
-        let whole = std::mem::replace(&mut self.events, rest);
-        for event in &mut self.events {
-            event.end -= cut;
-            event.body -= cut;
-            event.prev_kv -= cut;
-        }
-        Some(Batch { header, events: whole, encoded, without_prev_kv: OnceLock::new() })
-    }
-}
+/// How often a reader of a part, which hears nothing of what lies elsewhere, is told how far it is if it asked for that.
+/// etcd would tell it each `--watch-progress-notify-interval`, which is 10 minutes unless set otherwise, often to 5 s.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why nothing more will come.
 #[derive(Clone, Debug)]
 pub enum End {
     /// etcd ended the watch: what it said, with the id left out.
     Canceled { header: ResponseHeader, compact_revision: i64, reason: String },
-    /// A catch-up has shown everything before this revision, and the reader goes on elsewhere.
+    /// Everything before this revision has been shown, and the reader goes on elsewhere.
     Continue { next_revision: i64 },
     /// The reader must ask again for where it stands; etcd could not be asked, or closed the log for want of readers.
     Closed,
 }
 
-/// What is at a position.
+/// What is there for a reader.
 pub enum Read {
     Batch(Arc<Batch>),
     /// Nothing yet.
     Wait,
-    /// It was dropped to keep the log within its bound.
-    Fallen,
+    /// It was dropped to keep the log within its bound. All before this revision has been shown.
+    Fallen {
+        next_revision: i64,
+    },
     Ended(End),
 }
 
@@ -195,13 +62,18 @@ pub struct Refused {
     pub reason: String,
 }
 
+/// Tells a log from all others that there are at the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LogId(usize);
+
 pub struct Log {
     max_bytes: usize,
     state: Mutex<State>,
     opened: watch::Sender<Option<Opened>>,
     /// Tells the one who fills a catch-up that there is room again.
     room: Notify,
-    /// What all shared logs hold together; a catch-up waits for its reader instead.
+    /// What all shared logs hold together. A catch-up has none: it holds only what its one reader has not taken, and
+    /// waits for it.
     budget: Option<Arc<Budget>>,
 }
 
@@ -209,17 +81,18 @@ pub struct Log {
 /// range's log holds the events for itself.
 #[derive(Debug)]
 pub struct Budget {
-    used: AtomicUsize,
-    max: usize,
+    used: IntGauge,
+    max: i64,
 }
 
 impl Budget {
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max })
+    /// `used` shows how much is held.
+    pub fn new(max: usize, used: IntGauge) -> Arc<Self> {
+        Arc::new(Self { used, max: i64::try_from(max).unwrap_or(i64::MAX) })
     }
 
     pub fn is_over(&self) -> bool {
-        self.used.load(Ordering::Relaxed) > self.max
+        self.used.get() > self.max
     }
 }
 
@@ -230,49 +103,58 @@ struct State {
     bytes: usize,
     covered_from: i64,
     covered_to: i64,
+    /// Whether etcd has reached the present on it. A watch from now is there from its start.
+    is_level: bool,
     end: Option<End>,
-    readers: Vec<Reader>,
+    readers: Readers,
+    last_notice: Instant,
+    /// Events that came while nobody read the whole log, and those of them that nobody wanted.
+    sample: Sample,
 }
 
-struct Reader {
-    inbox: Arc<Inbox>,
-    watch: u64,
+/// What came of late, and how much of it nobody wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    pub events: usize,
+    pub unwanted: usize,
 }
 
 impl Log {
-    /// `covered_from` is the upstream watch's start, if it is known before etcd answers.
-    pub fn new(max_bytes: usize, covered_from: i64) -> Arc<Self> {
-        Arc::new(Self::make(max_bytes, covered_from))
+    /// A log for one reader that catches up, from this revision on.
+    pub fn catching_up(max_bytes: usize, from: i64) -> Arc<Self> {
+        Arc::new(Self::make(max_bytes, from, None))
     }
 
-    fn make(max_bytes: usize, covered_from: i64) -> Self {
+    /// A log for all, which shares a budget with others. What it covers is known when etcd has answered the create.
+    pub fn shared(max_bytes: usize, budget: &Arc<Budget>) -> Arc<Self> {
+        Arc::new(Self::make(max_bytes, i64::MAX, Some(budget.clone())))
+    }
+
+    fn make(max_bytes: usize, covered_from: i64, budget: Option<Arc<Budget>>) -> Self {
         let state = State {
             batches: VecDeque::new(),
             first: 0,
             bytes: 0,
             covered_from,
             covered_to: covered_from - 1,
+            is_level: false,
             end: None,
-            readers: Vec::new(),
+            readers: Readers::default(),
+            last_notice: Instant::now(),
+            sample: Sample::default(),
         };
         let (state, opened) = (Mutex::new(state), watch::Sender::new(None));
-        Self { max_bytes, state, opened, room: Notify::new(), budget: None }
+        Self { max_bytes, state, opened, room: Notify::new(), budget }
     }
 
-    /// A log that shares a budget with others.
-    pub fn within(max_bytes: usize, covered_from: i64, budget: &Arc<Budget>) -> Arc<Self> {
-        let mut log = Self::make(max_bytes, covered_from);
-        log.budget = Some(budget.clone());
-        Arc::new(log)
-    }
-
-    /// Notes etcd's answer to the create. A watch from now begins after the revision of that answer; one that is
-    /// refused ends.
-    pub fn note_opened(&self, opened: Opened, from_now: bool) {
-        if let (Ok(header), true) = (&opened, from_now) {
+    /// Notes etcd's answer to the create of a watch that begins at this revision; zero is now, which is after the
+    /// revision of the answer. A watch that is refused ends.
+    pub fn note_opened(&self, opened: Opened, start_revision: i64) {
+        if let (Ok(header), false) = (&opened, self.is_opened()) {
             let mut state = self.lock();
-            state.covered_from = header.revision + 1;
-            state.covered_to = header.revision;
+            state.is_level = start_revision == 0;
+            state.covered_from = if state.is_level { header.revision + 1 } else { start_revision };
+            state.covered_to = state.covered_from - 1;
         }
         // Whoever waits must find the answer before it finds the end.
         let refused = opened.clone().err();
@@ -280,6 +162,10 @@ impl Log {
         if let Some(Refused { header, reason }) = refused {
             self.end(End::Canceled { header, compact_revision: 0, reason });
         }
+    }
+
+    pub fn id(self: &Arc<Self>) -> LogId {
+        LogId(Arc::as_ptr(self).addr())
     }
 
     pub fn is_opened(&self) -> bool {
@@ -301,14 +187,19 @@ impl Log {
         self.lock().covered_to + 1
     }
 
+    /// Whether etcd has shown everything up to some present.
+    pub fn is_level(&self) -> bool {
+        self.lock().is_level
+    }
+
     /// Adds events, unless all of them have come before. What a batch repeats in part no reader shows twice.
     pub fn append(&self, batch: Batch) {
         let mut state = self.lock();
         if batch.last_revision() <= state.covered_to || state.end.is_some() {
             return;
         }
-        state.covered_to = batch.last_revision();
-        self.push(&mut state, batch);
+        let since = std::mem::replace(&mut state.covered_to, batch.last_revision()) + 1;
+        self.push(&mut state, batch, since);
     }
 
     /// Notes that everything up to the header's revision has come, for readers who want to be told.
@@ -317,14 +208,26 @@ impl Log {
         if header.revision < state.covered_to || state.end.is_some() {
             return;
         }
-        state.covered_to = header.revision;
-        self.push(&mut state, Batch::progress(header));
+        let since = std::mem::replace(&mut state.covered_to, header.revision) + 1;
+        self.push_progress(&mut state, header, since);
     }
 
-    /// Notes that everything up to this revision has come, for no reader in particular.
-    pub fn cover(&self, revision: i64) {
+    /// Notes that everything up to the header's revision has come, for no reader in particular.
+    pub fn cover(&self, header: ResponseHeader) {
         let mut state = self.lock();
-        state.covered_to = state.covered_to.max(revision);
+        if header.revision < state.covered_to || state.end.is_some() {
+            return;
+        }
+        let since = std::mem::replace(&mut state.covered_to, header.revision) + 1;
+        state.is_level = true;
+        if state.last_notice.elapsed() >= NOTICE_INTERVAL && state.readers.awaits_progress() {
+            self.push_progress(&mut state, header, since);
+        }
+    }
+
+    fn push_progress(&self, state: &mut State, header: ResponseHeader, since: i64) {
+        state.last_notice = Instant::now();
+        self.push(state, Batch::progress(header), since);
     }
 
     /// Whether a catch-up should pause until its reader has taken more.
@@ -341,68 +244,111 @@ impl Log {
         let mut state = self.lock();
         if state.end.is_none() {
             state.end = Some(end);
-            wake(&state.readers);
+            state.readers.wake_all();
         }
         drop(state);
         // Those who wait for the opening look again and find the end.
         self.opened.send_modify(|_| ());
     }
 
+    /// Sends all readers elsewhere, once they have read what is here.
+    pub fn send_away(&self) {
+        self.end(End::Continue { next_revision: self.resume_revision() });
+    }
+
     pub fn has_ended(&self) -> bool {
         self.lock().end.is_some()
+    }
+
+    /// Whether a reader of the whole log or of a part of it shall look for another log.
+    pub fn has_sent_away(&self, is_part: bool) -> bool {
+        match &self.lock().end {
+            Some(End::Continue { .. }) => true,
+            Some(End::Canceled { compact_revision, .. }) => is_part || *compact_revision > 0,
+            Some(End::Closed) | None => false,
+        }
     }
 
     /// Lets no new reader begin where etcd would refuse it. Those that are here keep their place, as a watcher of
     /// etcd's does that has been sent its events already.
     pub fn compacted(&self, revision: i64) {
         let mut state = self.lock();
-        state.covered_from = state.covered_from.max(revision.min(state.covered_to + 1));
+        state.covered_from = state.covered_from.max(revision.min(state.covered_to.saturating_add(1)));
     }
 
-    /// A new reader's position: the first batch that holds `revision` or what comes after it. `None` if that has been
-    /// dropped already.
-    pub fn subscribe(&self, revision: i64, inbox: &Arc<Inbox>, watch: u64) -> Option<u64> {
+    /// A new reader's seat, from which it reads what is of `revision` or after it. `None` if that has been dropped
+    /// already, or if it is not known yet where the log begins.
+    pub fn subscribe(&self, revision: i64, subscriber: Subscriber) -> Option<Seat> {
         let mut state = self.lock();
         if revision < state.covered_from {
             return None;
         }
         let skipped = state.batches.partition_point(|batch| batch.last_revision() < revision);
-        state.readers.push(Reader { inbox: inbox.clone(), watch });
-        Some(state.first + skipped as u64)
+        let next = state.first + skipped as u64;
+        let since = revision;
+        let last = state.first + state.batches.len() as u64;
+        let seat = state.readers.add(subscriber, next, last, since);
+        state.seek(seat);
+        Some(seat)
     }
 
-    /// The place of one who looks by himself and is not woken; `None` if that has been dropped already.
-    pub fn position(&self, revision: i64) -> Option<u64> {
-        let state = self.lock();
-        let skipped = state.batches.partition_point(|batch| batch.last_revision() < revision);
-        (revision >= state.covered_from).then_some(state.first + skipped as u64)
+    pub fn unsubscribe(&self, seat: Seat) {
+        self.lock().readers.remove(seat);
     }
 
-    pub fn unsubscribe(&self, inbox: &Arc<Inbox>, watch: u64) {
+    /// Takes what is next for a reader.
+    pub fn read(&self, seat: Seat) -> Read {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let (first, covered_to) = (state.first, state.covered_to);
+        let Some(reader) = state.readers.get_mut(seat) else { return Read::Wait };
+        if !reader.has_something() {
+            let is_part = reader.subscriber.part.is_some();
+            reader.since = reader.since.max(covered_to.saturating_add(1));
+            return match state.end.clone() {
+                None => Read::Wait,
+                // What etcd says of a wider watch than this reader's own, or of one that began earlier, is not said to it.
+                Some(End::Canceled { compact_revision, .. })
+                    if is_part || (compact_revision > 0 && reader.since >= compact_revision) =>
+                {
+                    Read::Ended(End::Continue { next_revision: reader.since })
+                }
+                Some(end) => Read::Ended(end),
+            };
+        }
+        let Some(index) = reader.next.checked_sub(first) else {
+            return Read::Fallen { next_revision: reader.since };
+        };
+        let Some(batch) = state.batches.get(usize::try_from(index).unwrap_or(usize::MAX)).cloned() else {
+            return Read::Wait;
+        };
+        if let Some(reader) = state.readers.get_mut(seat) {
+            reader.since = reader.since.max(batch.last_revision() + 1);
+            reader.next += 1;
+        }
+        state.seek(seat);
+        if self.budget.is_none() {
+            while state.first <= first + index && !state.batches.is_empty() {
+                self.drop_first(state);
+            }
+            drop(guard);
+            self.room.notify_one();
+        }
+        Read::Batch(batch)
+    }
+
+    /// The parts of the log that have readers.
+    pub fn parts(&self) -> Vec<Arc<KeyRange>> {
+        self.lock().readers.parts()
+    }
+
+    /// What came of late while nobody read the whole log, if it was so many events; the count then begins anew.
+    pub fn sample(&self, events: usize) -> Option<Sample> {
         let mut state = self.lock();
-        let found = state.readers.iter().position(|reader| reader.watch == watch && Arc::ptr_eq(&reader.inbox, inbox));
-        if let Some(index) = found {
-            state.readers.swap_remove(index);
+        if state.readers.has_whole() {
+            state.sample = Sample::default();
         }
-    }
-
-    pub fn read(&self, position: u64) -> Read {
-        let state = self.lock();
-        let Some(index) = position.checked_sub(state.first) else { return Read::Fallen };
-        match state.batches.get(usize::try_from(index).unwrap_or(usize::MAX)) {
-            Some(batch) => Read::Batch(batch.clone()),
-            None => state.end.clone().map_or(Read::Wait, Read::Ended),
-        }
-    }
-
-    /// Drops what the one reader of a catch-up has taken.
-    pub fn release_before(&self, position: u64) {
-        let mut state = self.lock();
-        while state.first < position && !state.batches.is_empty() {
-            self.drop_first(&mut state);
-        }
-        drop(state);
-        self.room.notify_one();
+        (state.sample.events >= events).then(|| std::mem::take(&mut state.sample))
     }
 
     /// Drops everything. Whoever has not read it yet catches up.
@@ -411,21 +357,26 @@ impl Log {
         while !state.batches.is_empty() {
             self.drop_first(&mut state);
         }
-        wake(&state.readers);
     }
 
-    fn push(&self, state: &mut State, batch: Batch) {
+    fn push(&self, state: &mut State, batch: Batch, since: i64) {
         let weight = batch.weight();
         state.bytes += weight;
         if let Some(budget) = &self.budget {
-            budget.used.fetch_add(weight, Ordering::Relaxed);
+            budget.used.add(signed(weight));
         }
-        state.batches.push_back(Arc::new(batch));
+        let number = state.first + state.batches.len() as u64;
+        let batch = Arc::new(batch);
+        state.batches.push_back(batch.clone());
         // One batch is kept whatever its size: it is on its way to the readers that are awake.
         while state.batches.len() > 1 && (state.bytes > self.max_bytes || self.is_over_budget()) {
             self.drop_first(state);
         }
-        wake(&state.readers);
+        let unwanted = state.readers.tell(number, &batch, since);
+        if !state.readers.has_whole() {
+            state.sample.events += batch.events.len();
+            state.sample.unwanted += unwanted;
+        }
     }
 
     fn is_over_budget(&self) -> bool {
@@ -436,7 +387,7 @@ impl Log {
         if let Some(batch) = state.batches.pop_front() {
             state.bytes -= batch.weight();
             if let Some(budget) = &self.budget {
-                budget.used.fetch_sub(batch.weight(), Ordering::Relaxed);
+                budget.used.sub(signed(batch.weight()));
             }
             state.first += 1;
             state.covered_from = state.covered_from.max(batch.last_revision() + 1);
@@ -448,41 +399,58 @@ impl Log {
     }
 }
 
-impl Drop for Log {
-    fn drop(&mut self) {
-        if let Some(budget) = &self.budget {
-            budget.used.fetch_sub(self.lock().bytes, Ordering::Relaxed);
+impl State {
+    /// Moves a reader over what holds nothing for it. It stays where something was dropped, since that is not known of
+    /// what is gone. Only one that lags has more than one step to take.
+    fn seek(&mut self, seat: Seat) {
+        let (first, batches) = (self.first, &self.batches);
+        let Some(reader) = self.readers.get_mut(seat) else { return };
+        while reader.has_something() {
+            let Some(index) = reader.next.checked_sub(first) else { return };
+            match batches.get(usize::try_from(index).unwrap_or(usize::MAX)) {
+                Some(batch) if !reader.wants(batch) => reader.next += 1,
+                _ => return,
+            }
         }
     }
 }
 
-fn wake(readers: &[Reader]) {
-    for reader in readers {
-        reader.inbox.wake(reader.watch);
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.budget {
+            budget.used.sub(signed(self.lock().bytes));
+        }
     }
+}
+
+fn signed(bytes: usize) -> i64 {
+    i64::try_from(bytes).expect("memory is smaller than that")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::inbox::Inbox, *};
 
     #[test]
     fn logs_that_share_a_budget_keep_within_it_and_give_back_what_they_held() {
         let header = |revision| ResponseHeader { revision, ..ResponseHeader::default() };
-        let one = Batch::progress(header(1)).weight();
-        let budget = Budget::new(4 * one);
-        let logs: Vec<_> = (0..4).map(|_| Log::within(usize::MAX, 1, &budget)).collect();
+        let one = signed(Batch::progress(header(1)).weight());
+        let used = IntGauge::new("used", "used").expect("a good name");
+        let budget = Budget::new(4 * one as usize, used.clone());
+        let logs: Vec<_> = (0..4).map(|_| Log::shared(usize::MAX, &budget)).collect();
+        logs.iter().for_each(|log| log.note_opened(Ok(header(0)), 0));
         for revision in 1..100 {
             logs.iter().for_each(|log| log.append_progress(header(revision)));
-            assert!(budget.used.load(Ordering::Relaxed) <= 5 * one, "after revision {revision}");
+            assert!(used.get() <= 5 * one, "after revision {revision}");
         }
-        let inbox = Arc::default();
-        assert!(logs[0].subscribe(50, &inbox, 0).is_none(), "what was dropped is not promised");
-        let position = logs[0].subscribe(100, &inbox, 0).expect("what is to come is");
+        let inbox = Arc::<Inbox>::default();
+        let subscriber = || Subscriber { inbox: inbox.clone(), watch: 0, part: None, progress: true };
+        assert!(logs[0].subscribe(50, subscriber()).is_none(), "what was dropped is not promised");
+        let seat = logs[0].subscribe(100, subscriber()).expect("what is to come is");
         logs[0].forget();
         logs[0].append_progress(header(100));
-        assert!(matches!(logs[0].read(position), Read::Batch(batch) if batch.header.revision == 100));
+        assert!(matches!(logs[0].read(seat), Read::Batch(batch) if batch.header.revision == 100));
         drop(logs);
-        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        assert_eq!(used.get(), 0);
     }
 }

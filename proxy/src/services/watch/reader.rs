@@ -8,9 +8,10 @@ use std::sync::Arc;
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 
 use super::{
-    hub::{Hub, JoinError, LiveFeed, LogUse, Wanted},
+    hub::{Hub, JoinError, Wanted},
     inbox::Inbox,
-    log::Read,
+    live::{LiveFeed, LogUse},
+    log::{End, Read, Seat, Subscriber},
 };
 use crate::rules::{caller::Caller, keys::KeyRange};
 
@@ -33,7 +34,7 @@ pub struct Reader {
     feed: Arc<LiveFeed>,
     /// With the namespace.
     range: KeyRange,
-    position: u64,
+    seat: Seat,
     /// The first revision whose events have not been read.
     next_revision: i64,
 }
@@ -59,9 +60,15 @@ impl Opened {
         if revision < covered {
             return Err(Lost);
         }
-        let position = live.log.position(revision + 1).ok_or(Lost)?;
-        Ok(Reader { live, feed, range, position, next_revision: revision + 1 })
+        let seat = subscribe(&live, revision + 1)?;
+        Ok(Reader { live, feed, range, seat, next_revision: revision + 1 })
     }
+}
+
+/// Takes a seat whose calls nobody hears.
+fn subscribe(live: &LogUse, revision: i64) -> Result<Seat, Lost> {
+    let subscriber = Subscriber { inbox: Arc::default(), watch: 0, part: live.part.clone(), progress: false };
+    live.log.subscribe(revision, subscriber).ok_or(Lost)
 }
 
 impl Reader {
@@ -71,21 +78,28 @@ impl Reader {
         // Asked first: whatever it covers is in the log by now.
         let covered = self.live.log.resume_revision() - 1;
         loop {
-            match self.live.log.read(self.position) {
+            match self.live.log.read(self.seat) {
                 Read::Batch(batch) => {
                     for event in &batch.events {
-                        if event.mod_revision >= self.next_revision {
+                        let is_ours = self.live.part.as_ref().is_none_or(|part| part.contains(batch.key(event)));
+                        if is_ours && event.mod_revision >= self.next_revision {
                             show(batch.event(event));
                         }
                     }
-                    self.position += 1;
                     self.next_revision = self.next_revision.max(batch.last_revision() + 1);
                 }
                 Read::Wait => {
                     self.next_revision = self.next_revision.max(covered + 1);
                     return Ok(self.next_revision - 1);
                 }
-                Read::Fallen | Read::Ended(_) => return Err(Lost),
+                // Another log serves this range now.
+                Read::Ended(End::Continue { next_revision }) => {
+                    self.live.log.unsubscribe(self.seat);
+                    self.live.look_again();
+                    self.next_revision = self.next_revision.max(next_revision);
+                    self.seat = subscribe(&self.live, self.next_revision)?;
+                }
+                Read::Fallen { .. } | Read::Ended(_) => return Err(Lost),
             }
         }
     }
@@ -98,6 +112,12 @@ impl Reader {
     /// With the namespace.
     pub fn range(&self) -> &KeyRange {
         &self.range
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.live.log.unsubscribe(self.seat);
     }
 }
 

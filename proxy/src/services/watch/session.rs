@@ -23,9 +23,10 @@ use tokio::time::Instant;
 use super::{
     bell::Bell,
     cursor::{Cursor, Wishes},
-    hub::{CatchUp, Hub, JoinError, Joined, LiveFeed, LogUse, Wanted},
+    hub::{Hub, JoinError, Joined, Wanted},
     inbox::{Inbox, NumberHash},
-    log::{End, Read, Refused},
+    live::{CatchUp, LiveFeed, LogUse},
+    log::{End, Read, Refused, Seat, Subscriber},
 };
 use crate::{
     exchange::{Gone, Outcome, Replies, Requests, passed},
@@ -93,8 +94,8 @@ struct Watch {
 
 /// Where a watch reads.
 enum Source {
-    Live { position: u64 },
-    CatchUp { own: CatchUp, position: u64 },
+    Live { seat: Seat },
+    CatchUp(CatchUp),
 }
 
 /// A request of the client's whose answer is ready to be given.
@@ -245,8 +246,8 @@ impl Session {
         self.ids.insert(watch_id, key);
         self.hub.metrics.client_watches.inc();
         self.say(WatchResponse { header: Some(header), watch_id, created: true, ..WatchResponse::default() });
-        let cursor = Cursor { watch_id, next_revision, wishes: created.wishes };
-        let source = self.locate(&live, next_revision, key);
+        let mut cursor = Cursor { watch_id, next_revision, wishes: created.wishes, part: None };
+        let source = self.locate(&live, &mut cursor, key);
         let start_revision = created.start_revision;
         self.watches.insert(key, Watch { cursor, start_revision, live, source, last_shown: Instant::now() });
         self.give_turn(key);
@@ -277,13 +278,20 @@ impl Session {
     }
 
     /// Finds the place in the shared log, or begins to catch up with it.
-    fn locate(&self, live: &LogUse, next_revision: i64, key: u64) -> Source {
-        if let Some(position) = live.log.subscribe(next_revision, &self.inbox, key) {
-            return Source::Live { position };
-        }
-        let own = self.hub.catch_up(live, next_revision);
-        let position = own.log.subscribe(next_revision, &self.inbox, key).unwrap_or(0);
-        Source::CatchUp { own, position }
+    fn locate(&self, live: &LogUse, cursor: &mut Cursor, key: u64) -> Source {
+        let subscriber = || Subscriber {
+            inbox: self.inbox.clone(),
+            watch: key,
+            part: live.part.clone(),
+            progress: cursor.wishes.progress_notify,
+        };
+        let seat = live.log.subscribe(cursor.next_revision, subscriber());
+        let source = match seat {
+            Some(seat) => Source::Live { seat },
+            None => Source::CatchUp(live.catch_up(cursor.next_revision, subscriber())),
+        };
+        cursor.part = live.part.clone().filter(|_| seat.is_some());
+        source
     }
 
     fn cancel(&mut self, watch_id: i64) {
@@ -297,7 +305,7 @@ impl Session {
 
     fn remove(&mut self, key: u64) {
         if let Some(watch) = self.watches.remove(&key) {
-            watch.live.log.unsubscribe(&self.inbox, key);
+            watch.leave();
             self.ids.remove(&watch.cursor.watch_id);
             self.hub.metrics.client_watches.dec();
         }
@@ -343,11 +351,11 @@ impl Session {
     /// Shows one watch's next batch. Says whether there may be another.
     fn read(&mut self, key: u64) -> bool {
         let Some(watch) = self.watches.get_mut(&key) else { return false };
-        let (log, position) = match &watch.source {
-            Source::Live { position } => (&watch.live.log, *position),
-            Source::CatchUp { own, position } => (&own.log, *position),
+        let (log, seat) = match &watch.source {
+            Source::Live { seat } => (&watch.live.log, *seat),
+            Source::CatchUp(own) => (&own.log, own.seat),
         };
-        match log.read(position) {
+        match log.read(seat) {
             Read::Wait => false,
             Read::Batch(batch) => {
                 match watch.cursor.show(&batch, &mut self.out) {
@@ -362,7 +370,6 @@ impl Session {
                     }
                     None => (),
                 }
-                watch.move_to(position + 1);
                 if batch.header.revision >= self.last_header.revision {
                     self.last_header = batch.header;
                 }
@@ -370,12 +377,13 @@ impl Session {
                 self.shown.revision = self.shown.event_revision.max(self.shown.revision).max(batch.header.revision);
                 true
             }
-            Read::Fallen => {
-                self.relocate(key, None);
+            Read::Fallen { next_revision } => {
+                self.hub.metrics.watch_falls.inc();
+                self.relocate(key, next_revision);
                 true
             }
             Read::Ended(End::Continue { next_revision }) => {
-                self.relocate(key, Some(next_revision));
+                self.relocate(key, next_revision);
                 true
             }
             // etcd was asked again because a member was lost, and the rights have run out meanwhile. A client of that
@@ -406,14 +414,14 @@ impl Session {
         }
     }
 
-    /// Looks for a watch's place anew, when what it read from has ended or dropped what comes next.
-    fn relocate(&mut self, key: u64, next_revision: Option<i64>) {
+    /// Looks for a watch's place anew, when what it read from has ended or dropped what comes next. It has been shown
+    /// all before `next_revision`.
+    fn relocate(&mut self, key: u64, next_revision: i64) {
         let Some(mut watch) = self.watches.remove(&key) else { return };
-        watch.live.log.unsubscribe(&self.inbox, key);
-        if let Some(next_revision) = next_revision {
-            watch.cursor.next_revision = watch.cursor.next_revision.max(next_revision);
-        }
-        watch.source = self.locate(&watch.live, watch.cursor.next_revision, key);
+        watch.leave();
+        watch.live.look_again();
+        watch.cursor.next_revision = watch.cursor.next_revision.max(next_revision);
+        watch.source = self.locate(&watch.live, &mut watch.cursor, key);
         self.watches.insert(key, watch);
     }
 
@@ -441,13 +449,10 @@ impl Session {
 }
 
 impl Watch {
-    fn move_to(&mut self, next: u64) {
-        match &mut self.source {
-            Source::Live { position } => *position = next,
-            Source::CatchUp { own, position } => {
-                *position = next;
-                own.log.release_before(next);
-            }
+    /// Gives up its place in the shared log, if it has one.
+    fn leave(&self) {
+        if let Source::Live { seat } = self.source {
+            self.live.log.unsubscribe(seat);
         }
     }
 

@@ -13,8 +13,11 @@ use h2::SendStream;
 use prost::Message as _;
 
 use super::{
-    super::log::{BatchBuilder, Log},
-    Parts, Upward,
+    super::{
+        directory::Opening,
+        log::{BatchBuilder, Log, LogId},
+    },
+    Parts,
 };
 use crate::{
     metrics::Metrics,
@@ -34,6 +37,10 @@ pub struct Stream {
     /// Creates that etcd has not answered, in the order in which it will.
     pub pending: VecDeque<Pending>,
     pub watches: HashMap<i64, OpenWatch>,
+    ids: HashMap<LogId, i64>,
+    /// Requests for progress and answers to them. etcd answers in its order, if at all.
+    pub progress_requests: u64,
+    pub progress_answers: u64,
     pub next_id: i64,
     pub was_useful: bool,
     pub metrics: Arc<Metrics>,
@@ -47,7 +54,11 @@ impl Drop for Stream {
 
 pub enum Pending {
     Probe(KeyRange),
-    Log { log: Arc<Log>, from_now: bool },
+    /// A start revision of zero is now.
+    Log {
+        log: Arc<Log>,
+        start_revision: i64,
+    },
 }
 
 pub struct OpenWatch {
@@ -63,6 +74,9 @@ impl Stream {
             decoder: Decoder::new(parts.upstream.limits().max_answer),
             pending: VecDeque::new(),
             watches: HashMap::new(),
+            ids: HashMap::new(),
+            progress_requests: 0,
+            progress_answers: 0,
             next_id: 1,
             was_useful: false,
             metrics: parts.metrics.clone(),
@@ -70,20 +84,23 @@ impl Stream {
     }
 
     pub fn remember(&mut self, watch_id: i64, log: Arc<Log>) {
+        self.ids.insert(log.id(), watch_id);
         self.watches.insert(watch_id, OpenWatch { log, builder: BatchBuilder::default() });
         self.metrics.upstream_watches.inc();
     }
 
-    pub fn create(&mut self, upward: &Upward) {
-        // A log that was opened before goes on where it stands.
-        let from_now = upward.start_revision == 0 && !upward.log.is_opened();
-        let start_revision = match (from_now, upward.log.is_opened()) {
-            (true, _) => 0,
-            (false, true) => upward.log.resume_revision(),
-            (false, false) => upward.start_revision,
+    pub fn create(&mut self, opening: &Opening) {
+        let Opening { range, prev_kv, log, start_revision } = opening;
+        let start_revision = match *start_revision {
+            // One that was opened before goes on where it stands.
+            _ if log.is_opened() => log.resume_revision(),
+            // An answer to a request for progress that comes after the create's may be older than the create, and
+            // would be taken to say that the past has been shown already.
+            past if past > 0 && self.progress_requests != self.progress_answers => 0,
+            start_revision => start_revision,
         };
-        self.pending.push_back(Pending::Log { log: upward.log.clone(), from_now });
-        self.send_create(&upward.range, start_revision, upward.prev_kv, true);
+        self.pending.push_back(Pending::Log { log: log.clone(), start_revision });
+        self.send_create(range, start_revision, *prev_kv, true);
     }
 
     pub fn probe(&mut self, range: &KeyRange) {
@@ -107,15 +124,15 @@ impl Stream {
     }
 
     pub fn cancel(&mut self, log: &Arc<Log>) {
-        let found = self.watches.iter().find(|(_, open)| Arc::ptr_eq(&open.log, log)).map(|(id, _)| *id);
-        if let Some(watch_id) = found {
+        if let Some(watch_id) = self.ids.get(&log.id()).copied() {
             self.forget(watch_id);
             self.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }));
         }
     }
 
     pub fn forget(&mut self, watch_id: i64) {
-        if self.watches.remove(&watch_id).is_some() {
+        if let Some(open) = self.watches.remove(&watch_id) {
+            self.ids.remove(&open.log.id());
             self.metrics.upstream_watches.dec();
         }
     }
@@ -232,7 +249,7 @@ mod tests {
                 let whole = builder.finish_whole_revisions(response.header);
                 for batch in whole.into_iter().chain(builder.finish(response.header)) {
                     let wishes = Wishes { prev_kv, fragment, ..Wishes::default() };
-                    let mut cursor = Cursor { watch_id: response.watch_id, next_revision: i64::MIN, wishes };
+                    let mut cursor = Cursor { watch_id: response.watch_id, next_revision: i64::MIN, wishes, part: None };
                     let mut out = BytesMut::new();
                     let shown = cursor.show(&batch, &mut out);
                     prop_assert_eq!(shown, Some(batch.events.len()));

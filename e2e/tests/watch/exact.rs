@@ -1,115 +1,16 @@
-//! Watches through the proxy on a real etcd: shared, exact, resumed when members die, and unharmed by slow readers.
+//! What a watch shows through the proxy: everything, once and in order, whatever happens to members and readers.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use etcd_proxy_e2e::{Etcd, Proxy};
-use etcd_proxy_proto::{
-    etcdserverpb::{
-        CompactionRequest, PutRequest, RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
-        WatchRequest, WatchResponse, kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
-    },
-    mvccpb::Event,
+use etcd_proxy_proto::etcdserverpb::{
+    CompactionRequest, PutRequest, RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
+    kv_client::KvClient, watch_request::RequestUnion,
 };
-use tokio::{sync::mpsc, time::timeout};
-use tonic::{Code, Request, Status, Streaming, transport::Channel};
+use tokio::time::timeout;
+use tonic::Code;
 
-/// How long an event that must come may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// One client stream.
-struct Watcher {
-    requests: mpsc::Sender<WatchRequest>,
-    responses: Streaming<WatchResponse>,
-}
-
-impl Watcher {
-    async fn open(channel: &Channel) -> Self {
-        Self::open_with(channel, |_| ()).await
-    }
-
-    async fn open_with(
-        channel: &Channel,
-        edit: impl FnOnce(&mut Request<tokio_stream::wrappers::ReceiverStream<WatchRequest>>),
-    ) -> Self {
-        let (requests, receiver) = mpsc::channel(16);
-        let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
-        edit(&mut request);
-        let mut client = WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
-        let responses = client.watch(request).await.expect("the stream opens").into_inner();
-        Self { requests, responses }
-    }
-
-    async fn ask(&self, union: RequestUnion) {
-        self.requests.send(WatchRequest { request_union: Some(union) }).await.expect("the stream is open");
-    }
-
-    async fn create(&mut self, create: WatchCreateRequest) -> WatchResponse {
-        self.ask(RequestUnion::CreateRequest(create)).await;
-        let response = self.next().await;
-        assert!(response.created, "{response:?}");
-        response
-    }
-
-    async fn next(&mut self) -> WatchResponse {
-        self.try_next().await.expect("the stream goes on")
-    }
-
-    async fn try_next(&mut self) -> Result<WatchResponse, Status> {
-        let message = timeout(PATIENCE, self.responses.message()).await.expect("an answer in time")?;
-        message.ok_or_else(|| Status::ok("end"))
-    }
-
-    /// Events until this many have come.
-    async fn events(&mut self, count: usize) -> Vec<Event> {
-        let mut events = Vec::new();
-        while events.len() < count {
-            let response = self.next().await;
-            assert!(!response.canceled, "{response:?}");
-            events.extend(response.events);
-        }
-        events
-    }
-}
-
-fn key(key: &str) -> WatchCreateRequest {
-    WatchCreateRequest { key: key.to_owned().into(), ..WatchCreateRequest::default() }
-}
-
-fn prefix(prefix: &str) -> WatchCreateRequest {
-    let mut end = prefix.as_bytes().to_vec();
-    *end.last_mut().expect("not empty") += 1;
-    WatchCreateRequest { range_end: end.into(), ..key(prefix) }
-}
-
-async fn channel(proxy: &Proxy) -> Channel {
-    etcd_proxy_e2e::grpc::channel(proxy.address()).await
-}
-
-async fn put(channel: &Channel, key: &str, value: impl Into<Vec<u8>>) -> i64 {
-    let request = PutRequest { key: key.to_owned().into(), value: value.into().into(), ..PutRequest::default() };
-    let answer = KvClient::new(channel.clone()).put(request).await.expect("the put succeeds");
-    answer.into_inner().header.expect("every answer has one").revision
-}
-
-fn revisions(events: &[Event]) -> Vec<i64> {
-    events.iter().map(|event| event.kv.as_ref().expect("every event has one").mod_revision).collect()
-}
-
-fn standing_watchers(etcd: &Etcd) -> f64 {
-    let metric =
-        |member: &etcd_proxy_e2e::etcd::Member| member.metric("etcd_debugging_mvcc_watcher_total").unwrap_or(0.0);
-    etcd.members().iter().map(metric).sum()
-}
-
-/// Polls, since etcd has no event for it.
-async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}"));
-}
+use crate::client::{PATIENCE, Watcher, channel, key, prefix, put, revisions, standing_watchers, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_watchers_on_one_range_cost_etcd_one_watcher() {

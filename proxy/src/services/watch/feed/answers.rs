@@ -1,0 +1,126 @@
+//! What etcd says on a feed's stream, handed to the logs and to those who wait.
+
+use bytes::Bytes;
+use etcd_proxy_proto::etcdserverpb::{ResponseHeader, WatchCancelRequest, watch_request::RequestUnion};
+
+use super::{
+    StreamEnd, Task,
+    stream::{Pending, Response, Stream},
+};
+use crate::{
+    rules::{keys::KeyRange, status},
+    services::watch::log::{End, Opened, Refused},
+};
+
+impl Task {
+    /// Hands what etcd sent to the logs and to those who wait.
+    pub(super) fn take_in(&mut self, stream: &mut Stream, data: &Bytes) -> Result<(), StreamEnd> {
+        stream.decoder.push(data);
+        loop {
+            let message = stream.decoder.next().map_err(|error| StreamEnd::Broken(status::unreadable_answer(error)))?;
+            let Some(message) = message else { return Ok(()) };
+            if message.compressed {
+                return Err(StreamEnd::Broken(status::unreadable_answer("it is compressed, which was not asked for")));
+            }
+            let response =
+                Response::parse(&message.bytes).map_err(|error| StreamEnd::Broken(status::unreadable_answer(error)))?;
+            self.hand_out(stream, response);
+        }
+    }
+
+    fn hand_out(&mut self, stream: &mut Stream, response: Response<'_>) {
+        if response.created {
+            return self.hand_out_created(stream, response);
+        }
+        if response.watch_id == -1 && response.events.is_empty() {
+            return self.hand_out_progress(stream, response.header);
+        }
+        let Some(open) = stream.watches.get_mut(&response.watch_id) else { return };
+        if response.canceled {
+            let log = open.log.clone();
+            // A watch that etcd ended for a compaction still counts as one that lags, and while there is one, no
+            // progress is reported to anyone on the stream.
+            stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }));
+            stream.forget(response.watch_id);
+            self.open.remove(&log.id());
+            let Response { header, compact_revision, cancel_reason, .. } = response;
+            return log.end(End::Canceled { header, compact_revision, reason: cancel_reason.to_owned() });
+        }
+        if response.events.is_empty() && open.builder.is_empty() {
+            return open.log.append_progress(response.header);
+        }
+        self.parts.metrics.watch_events_received.inc_by(response.events.len() as u64);
+        for event in &response.events {
+            if let Err(broken) = open.builder.push(self.parts.caller.namespace(), event) {
+                tracing::error!(%broken, "withheld an event of etcd that does not keep to the namespace");
+            }
+        }
+        let batch = if response.fragment {
+            open.builder.finish_whole_revisions(response.header)
+        } else {
+            open.builder.finish(response.header)
+        };
+        if let Some(batch) = batch {
+            open.log.append(batch);
+        }
+    }
+
+    fn hand_out_created(&mut self, stream: &mut Stream, response: Response<'_>) {
+        let Some(pending) = stream.pending.pop_front() else { return };
+        let refused = response.canceled;
+        let opened: Opened = if refused {
+            Err(Refused { header: response.header, reason: response.cancel_reason.to_owned() })
+        } else {
+            Ok(response.header)
+        };
+        match pending {
+            Pending::Probe(range) => {
+                if !refused {
+                    stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }));
+                }
+                self.hand_out_probe(stream, range, &opened);
+            }
+            Pending::Log { log, start_revision } => {
+                match &opened {
+                    Ok(_) if self.open.contains_key(&log.id()) => stream.remember(response.watch_id, log.clone()),
+                    Ok(_) => {
+                        stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id }))
+                    }
+                    Err(_) => {
+                        self.open.remove(&log.id());
+                    }
+                }
+                log.note_opened(opened, start_revision);
+            }
+        }
+    }
+
+    fn hand_out_probe(&mut self, stream: &mut Stream, range: KeyRange, opened: &Opened) {
+        let Some(probes) = self.probes.get_mut(&range) else { return };
+        for answer in probes.under_way.drain(..) {
+            // Whoever asked may have left.
+            let _ = answer.send(opened.clone());
+        }
+        if probes.next.is_empty() {
+            self.probes.remove(&range);
+        } else {
+            probes.under_way.append(&mut probes.next);
+            stream.probe(&range);
+        }
+    }
+
+    fn hand_out_progress(&mut self, stream: &mut Stream, header: ResponseHeader) {
+        stream.progress_answers += 1;
+        for open in stream.watches.values() {
+            open.log.cover(header);
+        }
+        for inbox in self.progress.under_way.drain(..) {
+            inbox.progress(header);
+        }
+        self.progress.asked = None;
+        if !self.progress.next.is_empty() {
+            self.progress.under_way.append(&mut self.progress.next);
+            self.ask_progress(stream);
+        }
+    }
+}
