@@ -41,7 +41,7 @@ pub struct Source {
     pub done: u64,
     failed: u64,
     unread: u32,
-    /// Whether the stream that is passing has had a message.
+    /// Frames that have not come whole yet.
     held: Vec<u8>,
 }
 
@@ -141,7 +141,7 @@ impl Source {
                     wire::put_frame(&mut out, kind::PING, wire::ACK, 0, payload);
                 }
                 kind::GOAWAY => return Err(io::Error::other("etcd closes the connection")),
-                // An answer has a message and ends with trailers; a refusal ends with its headers, which are longer.
+                // A refusal ends so too; its events do not come then, which the watchers tell.
                 kind::HEADERS if head.flags & END_STREAM != 0 => self.done += 1,
                 kind::RST_STREAM => self.failed += 1,
                 kind::DATA => self.unread += head.len as u32,
