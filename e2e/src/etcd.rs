@@ -216,6 +216,12 @@ impl Member {
         &self.client_address
     }
 
+    /// The URL by which other members reach it.
+    pub fn peer_url(&self) -> &str {
+        let url = self.flags.iter().find_map(|flag| flag.strip_prefix("--initial-advertise-peer-urls="));
+        url.expect("every member is given one")
+    }
+
     /// `127.0.0.1:port` where /metrics and /health are plain HTTP whatever the clients use.
     pub fn metrics_address(&self) -> &str {
         &self.metrics_address

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     app,
     flags::{self, Flags, MetricsUrl, Refusal},
-    gateway,
+    gateway, http_proxy,
     resolver::{self, Proxy},
     server::{self, access::Access},
     services::{cache, ordering::Ordering, watch::hub},
@@ -218,6 +218,82 @@ pub fn configure_gateway(flags: &flags::gateway::Flags) -> Result<gateway::Confi
         srv,
         retry_delay: flags.retry_delay,
         dial_timeout: flags.dial_timeout,
+        threads: shards(flags.process.threads),
+        max_connections: flags.process.max_connections as usize,
+        metrics_addresses: flags.process.metrics_urls()?.into_iter().map(|url| url.address).collect(),
+        drain_timeout: flags.process.drain_timeout,
+    })
+}
+
+/// The HTTP proxy's configuration.
+pub fn configure_http_proxy(flags: &flags::http_proxy::Flags) -> Result<http_proxy::Config, ConfigError> {
+    use flags::http_proxy::milliseconds;
+    let pool = |tls| http_proxy::pool::Config {
+        tls,
+        dial_timeout: milliseconds(flags.proxy_dial_timeout),
+        read_timeout: milliseconds(flags.proxy_read_timeout),
+        write_timeout: milliseconds(flags.proxy_write_timeout),
+    };
+    let server_name =
+        (!flags.discovery_srv.is_empty() && flags.peer_trusted_ca_file.is_none()).then(|| flags.discovery_srv.clone());
+    let peer = tls::client::Config {
+        cert: flags.peer_cert_file.clone(),
+        key: flags.peer_key_file.clone(),
+        cacert: flags.peer_trusted_ca_file.clone(),
+        server_name,
+        allow_non_empty_cn: true,
+        ..Default::default()
+    };
+    let own = tls::client::Config {
+        cert: flags.cert_file.clone(),
+        key: flags.key_file.clone(),
+        cacert: flags.trusted_ca_file.clone(),
+        insecure_skip_verify: flags.auto_tls,
+        allow_non_empty_cn: true,
+        ..Default::default()
+    };
+    // As in etcd: who has one pair of files gives it to the peers' flags only.
+    let has_own = flags.cert_file.is_some() || flags.trusted_ca_file.is_some() || flags.auto_tls;
+    let client = if has_own { own } else { tls::client::Config { server_name: None, ..peer.clone() } };
+    let dns = || dns::Config {
+        domain: flags.discovery_srv.clone(),
+        service_name: flags.discovery_srv_name.clone(),
+        insecure: true,
+        name_server: None,
+    };
+    let peers = match (flags.discovery.as_str(), flags.discovery_srv.as_str()) {
+        ("", "") => http_proxy::Peers::Named(flags.initial_cluster.clone()),
+        ("", _) => http_proxy::Peers::Srv(dns()),
+        (url, _) => http_proxy::Peers::Discovery(url.to_owned()),
+    };
+    let is_secure = |url: &String| flags::http_proxy::is_secure(url);
+    let server_tls = match flags.listen_client_urls.iter().any(is_secure) {
+        true => Some(ServerTls::load(&tls::server::Config {
+            cert_file: flags.cert_file.clone().unwrap_or_default(),
+            key_file: flags.key_file.clone().unwrap_or_default(),
+            trusted_ca_file: flags.trusted_ca_file.clone(),
+            client_crl_file: flags.client_crl_file.clone(),
+            auto_tls: (flags.auto_tls && !flags.has_certificate()).then(|| self_signed::Config {
+                dir: flags.folder().join("proxy").join("clientCerts"),
+                validity_years: u32::try_from(flags.self_signed_cert_validity).unwrap_or(u32::MAX),
+                hosts: flags.listen_client_urls.iter().chain(&flags.advertise_client_urls).cloned().collect(),
+            }),
+            ..Default::default()
+        })?),
+        false => None,
+    };
+    let listen = |url: &String| http_proxy::Listen { url: url.clone(), is_secure: is_secure(url) };
+    Ok(http_proxy::Config {
+        listen: flags.listen_client_urls.iter().map(listen).collect(),
+        server_tls,
+        is_readonly: flags.proxy == "readonly",
+        cors: flags.cors.clone(),
+        peers,
+        data_dir: flags.folder(),
+        to_clients_urls: pool(ClientTls::load(&client)?),
+        to_peer_urls: pool(ClientTls::load(&peer)?),
+        failure_wait: milliseconds(flags.proxy_failure_wait),
+        refresh_interval: milliseconds(flags.proxy_refresh_interval),
         threads: shards(flags.process.threads),
         max_connections: flags.process.max_connections as usize,
         metrics_addresses: flags.process.metrics_urls()?.into_iter().map(|url| url.address).collect(),

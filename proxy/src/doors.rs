@@ -26,10 +26,12 @@ use crate::{
 };
 
 mod bound;
+mod itself;
 mod socket;
 
 use bound::Kind;
 pub use bound::{Address, Bound, ListenError, set_options};
+pub use itself::Itself;
 
 /// Connections dealt to a thread and not yet taken.
 const DEAL_QUEUE: usize = 1024;

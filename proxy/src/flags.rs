@@ -10,6 +10,7 @@ mod file;
 pub mod gateway;
 mod help;
 mod json;
+pub mod http_proxy;
 mod nearest;
 mod parse;
 pub mod process;
@@ -44,6 +45,8 @@ const ENDPOINTS: &str = "Endpoints and discovery";
 const REGISTRATION: &str = "Registration and namespace";
 const CLIENT_TLS: &str = "TLS to etcd";
 const SERVER_TLS: &str = "TLS to clients";
+const PEER_TLS: &str = "TLS to members' peer URLs";
+const PROXYING: &str = "Proxying";
 const LIMITS: &str = "Limits and keepalive";
 const HTTP: &str = "HTTP and metrics";
 const LOGGING: &str = "Logging";
@@ -52,8 +55,20 @@ const TENANTS: &str = "Tenants";
 const OURS: &str = "Only in etcd-proxy";
 
 /// The groups in the order in which help and docs show them.
-const GROUPS: [&str; 10] =
-    [ENDPOINTS, REGISTRATION, CLIENT_TLS, SERVER_TLS, LIMITS, HTTP, LOGGING, EXPERIMENTAL, TENANTS, OURS];
+const GROUPS: [&str; 12] = [
+    ENDPOINTS,
+    REGISTRATION,
+    PROXYING,
+    CLIENT_TLS,
+    SERVER_TLS,
+    PEER_TLS,
+    LIMITS,
+    HTTP,
+    LOGGING,
+    EXPERIMENTAL,
+    TENANTS,
+    OURS,
+];
 
 /// What a log line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

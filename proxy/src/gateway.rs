@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
-    doors::{self, Address, Bound, Serve, Socket},
+    doors::{self, Address, Bound, Itself, Serve, Socket},
     drain::{self, Observer, Trigger},
     go, logging,
     metrics::gateway::{self as page, Observed},
@@ -24,13 +24,11 @@ use crate::{
 
 pub mod backends;
 pub mod discovery;
-mod itself;
 mod monitor;
 mod pipe;
 mod relay;
 
 use backends::{Backend, Backends};
-use itself::Itself;
 use relay::Moved;
 
 /// Everything that the gateway needs to know, checked.

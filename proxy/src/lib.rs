@@ -1,7 +1,7 @@
 //! A gRPC proxy for etcd, as a map: `app` starts what `config` makes of `flags`; a connection comes in at `server`,
 //! its requests go by `router` to `services` (those in JSON by way of `json`) or to `admin`, and from there through
-//! `upstream` to etcd. `rules` knows what etcd's world is and never waits for anything. `gateway` is a front door of its
-//! own, which only moves bytes.
+//! `upstream` to etcd. `rules` knows what etcd's world is and never waits for anything. `gateway` and
+//! `http_proxy` are front doors of their own.
 
 pub mod admin;
 pub mod app;
@@ -14,6 +14,7 @@ pub mod flags;
 pub mod gateway;
 pub mod go;
 pub mod json;
+pub mod http_proxy;
 pub mod logging;
 pub mod metrics;
 pub mod notify;

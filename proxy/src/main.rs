@@ -6,7 +6,7 @@ use etcd_proxy::{
     app,
     config::{self, ConfigError},
     flags::{self, Flags, Invocation, LogFormat, Refusal},
-    gateway, logging,
+    gateway, http_proxy, logging,
     notify::Notifier,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -36,6 +36,11 @@ fn main() -> ExitCode {
             let (level, format) = (flags.process.level(), flags.process.log_format);
             let log = Log { level, format, flags: flags.effective() };
             run(flags.check(), warnings, log, || config::configure_gateway(&flags), serve_gateway)
+        }
+        Ok(Invocation::StartHttpProxy { flags, warnings }) => {
+            let (level, format) = (flags.process.level(), flags.process.log_format);
+            let log = Log { level, format, flags: flags.effective() };
+            run(flags.check(), warnings, log, || config::configure_http_proxy(&flags), serve_http_proxy)
         }
         Err(refusal) => refuse(&refusal),
     }
@@ -188,6 +193,31 @@ async fn serve_gateway(config: gateway::Config, mut signals: Signals) -> ExitCod
         tracing::info!("drained, every connection has ended");
     } else {
         tracing::warn!("ending with connections open");
+    }
+    ExitCode::SUCCESS
+}
+
+async fn serve_http_proxy(config: http_proxy::Config, mut signals: Signals) -> ExitCode {
+    // A cluster that is being made may take its time to be discovered.
+    let started = tokio::select! {
+        started = http_proxy::start(config) => started,
+        () = signals.first() => return ExitCode::SUCCESS,
+    };
+    let running = match started {
+        Ok(running) => running,
+        Err(error) => {
+            complain(error);
+            return failure();
+        }
+    };
+    let notifier = Notifier::from_env();
+    notifier.ready();
+    signals.first().await;
+    notifier.stopping();
+    if signals.second(running.drain()).await {
+        tracing::info!("drained, every request has ended");
+    } else {
+        tracing::warn!("ending with requests under way");
     }
     ExitCode::SUCCESS
 }

@@ -23,6 +23,7 @@ mod document;
 mod endpoint;
 mod family;
 pub mod gateway;
+pub mod http_proxy;
 mod process;
 
 pub use calls::{Call, Messages};

@@ -24,7 +24,7 @@ pub(super) const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 pub(super) const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Where to listen, or whom to dial.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     /// `host:port`, the host a name, an IP address, or nothing for all addresses of the machine.
     Tcp(String),

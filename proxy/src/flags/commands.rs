@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::CommandFactory;
 
-use super::{Flags, gateway, nearest::nearest, refusal::Refusal, table::Table};
+use super::{Flags, gateway, http_proxy, nearest::nearest, refusal::Refusal, table::Table};
 use crate::go;
 
 /// The commands of the program, as the words of the command line name them.
@@ -22,16 +22,18 @@ pub enum Command {
 pub enum Door {
     GrpcProxy,
     Gateway,
+    HttpProxy,
 }
 
 impl Door {
-    pub(super) const ALL: [Door; 2] = [Door::Gateway, Door::GrpcProxy];
+    pub(super) const ALL: [Door; 3] = [Door::Gateway, Door::GrpcProxy, Door::HttpProxy];
 
     /// The word on the command line.
     pub(super) fn word(self) -> &'static str {
         match self {
             Door::GrpcProxy => "grpc-proxy",
             Door::Gateway => "gateway",
+            Door::HttpProxy => "http-proxy",
         }
     }
 
@@ -40,6 +42,7 @@ impl Door {
         match self {
             Door::GrpcProxy => "start the grpc proxy",
             Door::Gateway => "start the gateway",
+            Door::HttpProxy => "start the http proxy",
         }
     }
 
@@ -48,6 +51,7 @@ impl Door {
         match self {
             Door::GrpcProxy => Flags::command(),
             Door::Gateway => gateway::Flags::command(),
+            Door::HttpProxy => http_proxy::Flags::command(),
         }
     }
 }
@@ -82,7 +86,7 @@ impl Command {
 
     fn children(self) -> &'static [&'static str] {
         match self {
-            Command::Root => &["gateway", "grpc-proxy", "help", "version"],
+            Command::Root => &["gateway", "grpc-proxy", "help", "http-proxy", "version"],
             Command::Group(_) => &["start"],
             Command::Start(_) | Command::Version => &[],
         }

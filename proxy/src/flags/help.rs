@@ -32,7 +32,7 @@ pub(super) fn usage(command: Command) -> String {
         Command::Root => format!(
             "Usage:\n  {path} [command]\n\nAvailable Commands:\n  gateway     gateway related command\n  \
              grpc-proxy  grpc-proxy related command\n  help        Help about any command\n  \
-             version     print the version\n\nFlags:\n  \
+             http-proxy  http-proxy related command\n  version     print the version\n\nFlags:\n  \
              -h, --help      help for etcd-proxy\n      --version   print the version\n\n\
              Use \"{path} [command] --help\" for more information about a command.\n"
         ),
@@ -136,8 +136,10 @@ fn shown_default(flag: &Arg) -> String {
 pub fn markdown() -> String {
     let mut page = String::from(INTRODUCTION);
     write_tables(&mut page, Door::GrpcProxy, "##");
-    let _ = write!(page, "\n## `{}`\n\n{GATEWAY}", Command::Start(Door::Gateway).path());
-    write_tables(&mut page, Door::Gateway, "###");
+    for (door, introduction) in [(Door::Gateway, GATEWAY), (Door::HttpProxy, HTTP_PROXY)] {
+        let _ = write!(page, "\n## `{}`\n\n{introduction}", Command::Start(door).path());
+        write_tables(&mut page, door, "###");
+    }
     page
 }
 
@@ -171,6 +173,11 @@ It takes every flag of `etcd gateway start`, with the same name, default and mea
 from the same four places.
 ";
 
+const HTTP_PROXY: &str = "\
+It takes the flags of `etcd` 3.5 that its `--proxy` mode reads, with the same names, defaults and units. Values come
+from the same four places; etcd's own variables (`ETCD_INITIAL_CLUSTER`) are not read.
+";
+
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
@@ -201,6 +208,7 @@ has a text for it, the text is etcd's. What has no effect is logged as a warning
 Besides what the tables say, the command line differs from etcd's in this:
 
 - flags may stand before `start` in every spelling; etcd takes `--flag=value` there but not `--flag`;
-- `grpc-proxy` or `gateway` followed by an unknown command is an error; etcd prints its help and exits with 0;
+- `grpc-proxy`, `gateway` or `http-proxy` followed by an unknown command is an error; etcd prints its help and exits with
+  0;
 - an argument that is no flag is reported in the log; etcd drops it without a word.
 ";

@@ -15,7 +15,7 @@ use super::file::{self, FileValue};
 use super::refusal::Refusal;
 use super::scan::{Wrong, scan, usage_error};
 use super::table::{Table, kind, takes_any_bytes};
-use super::{Flags, gateway, help};
+use super::{Flags, gateway, help, http_proxy};
 use crate::go;
 
 /// What the command line asks for.
@@ -25,6 +25,8 @@ pub enum Invocation {
     Start { flags: Box<Flags>, warnings: Vec<String> },
     /// Run the gateway.
     StartGateway { flags: Box<gateway::Flags>, warnings: Vec<String> },
+    /// Run the HTTP proxy.
+    StartHttpProxy { flags: Box<http_proxy::Flags>, warnings: Vec<String> },
     /// Print this to stdout and exit with 0.
     Print(String),
 }
@@ -76,6 +78,10 @@ pub fn parse(
         Door::Gateway => {
             let flags = Box::new(sources.merge(&mut warnings)?);
             Invocation::StartGateway { flags, warnings }
+        }
+        Door::HttpProxy => {
+            let flags = Box::new(sources.merge(&mut warnings)?);
+            Invocation::StartHttpProxy { flags, warnings }
         }
     })
 }

@@ -422,6 +422,8 @@ fn help_and_version_are_printed_and_start_nothing() {
         (&["help", "grpc-proxy", "start"], "start the grpc proxy\n\nUsage:\n  etcd-proxy grpc-proxy start [flags]\n"),
         (&["gateway"], "gateway related command\n\nUsage:\n  etcd-proxy gateway [command]\n"),
         (&["gateway", "start", "-h"], "start the gateway\n\nUsage:\n  etcd-proxy gateway start [flags]\n"),
+        (&["http-proxy"], "http-proxy related command\n\nUsage:\n  etcd-proxy http-proxy [command]\n"),
+        (&["http-proxy", "start", "-h"], "start the http proxy\n\nUsage:\n  etcd-proxy http-proxy start [flags]\n"),
         (&["help", "gateway", "start"], "start the gateway\n\nUsage:\n  etcd-proxy gateway start [flags]\n"),
         (&["version"], "etcd-proxy Version: "),
         (&["--version"], "etcd-proxy Version: "),
@@ -447,6 +449,41 @@ fn a_flag_of_one_name_takes_a_value_in_every_command_or_in_none() {
         let first = table.find(name).expect("it is in the table");
         assert_eq!(kind(flag) == "bool", kind(first) == "bool", "{name}");
     }
+}
+
+#[test]
+fn the_http_proxy_has_the_defaults_of_etcd_3_5_and_checks_its_flags() {
+    let http_proxy = |words: &[&str]| match run(&[&["http-proxy", "start"], words].concat(), &[]) {
+        Ok(Invocation::StartHttpProxy { flags, .. }) => *flags,
+        other => panic!("{words:?} gave {other:?}"),
+    };
+    let flags = http_proxy(&[]);
+    let times = [
+        flags.proxy_failure_wait,
+        flags.proxy_refresh_interval,
+        flags.proxy_dial_timeout,
+        flags.proxy_write_timeout,
+        flags.proxy_read_timeout,
+    ];
+    assert_eq!(times, [5000, 30000, 1000, 5000, 0]);
+    assert_eq!((flags.initial_cluster.as_str(), flags.check()), ("default=http://localhost:2380", Ok(vec![])));
+    assert_eq!((flags.folder(), http_proxy(&["--name=m"]).folder()), ("default.etcd".into(), "m.etcd".into()));
+    for (word, part) in [
+        ("--proxy=off", "want on or readonly"),
+        ("--listen-client-urls=a:1", "URL scheme must be"),
+        ("--listen-client-urls=", "want URLs"),
+        ("--listen-client-urls=https://a:1", "wants a certificate"),
+        ("--proxy-dial-timeout=0", "it should be greater than 0"),
+        ("--cert-file=x", "give --key-file as well"),
+        ("--metrics-addr=https://a:1", "write http"),
+    ] {
+        let refusal = http_proxy(&[word]).check().expect_err(word).to_string();
+        assert!(refusal.contains(part), "{word}: {refusal}");
+    }
+    let warnings = http_proxy(&["--auto-tls", "--discovery-srv-name=x"]).check().expect("it works all the same");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    let shown = http_proxy(&["--discovery=https://me:word@a/b"]).effective();
+    assert!(shown.contains("--discovery='https://***@a/b'") && !shown.contains("word@"), "{shown}");
 }
 
 #[test]

@@ -13,9 +13,8 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::net::{TcpSocket, UnixStream};
 
-use super::itself::Itself;
 use crate::{
-    doors::{Address, Socket, set_options},
+    doors::{Address, Itself, Socket, set_options},
     go,
 };
 

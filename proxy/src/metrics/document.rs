@@ -6,7 +6,7 @@ use prometheus::proto::MetricType;
 
 use super::{
     family::{FAMILIES, Family},
-    gateway,
+    gateway, http_proxy,
 };
 
 const INTRODUCTION: &str = "\
@@ -33,12 +33,22 @@ Served at `/metrics` and `/proxy/metrics` on each `--metrics-addr`, together wit
 
 ";
 
+const HTTP_PROXY: &str = "
+## `etcd-proxy http-proxy start`
+
+Served at `/metrics` on each listen address and each `--metrics-addr`, together with `etcd_proxy_build_info`,
+`etcd_proxy_draining`, the counts of log lines and what is told of the process. The names and texts are etcd 3.5's.
+
+";
+
 /// The page.
 pub fn markdown() -> String {
     let mut page = INTRODUCTION.to_owned();
     write_table(&mut page, FAMILIES);
     page += GATEWAY;
     write_table(&mut page, gateway::FAMILIES);
+    page += HTTP_PROXY;
+    write_table(&mut page, http_proxy::FAMILIES);
     page
 }
 

@@ -39,7 +39,7 @@ pub(super) const fn gauge(name: &'static str, labels: &'static [&'static str], h
     Family { name, kind: MetricType::GAUGE, labels, help }
 }
 
-const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
+pub(super) const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
     Family { name, kind: MetricType::HISTOGRAM, labels, help }
 }
 

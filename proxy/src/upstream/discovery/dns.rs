@@ -56,16 +56,23 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// that do not. One kind is enough, unless `known` has endpoints of the kind that could not be looked up: half an answer
 /// takes no members away. That there are none of a kind is an answer.
 pub async fn look_up(config: &Config, known: &[String]) -> Result<Found, String> {
+    look_up_services(config, known, ["etcd-client-ssl", "etcd-client"]).await
+}
+
+/// The same for the members' peer URLs: `_etcd-server-ssl` and `_etcd-server`.
+pub async fn look_up_peers(config: &Config) -> Result<Found, String> {
+    look_up_services(config, &[], ["etcd-server-ssl", "etcd-server"]).await
+}
+
+async fn look_up_services(config: &Config, known: &[String], [ssl, no_ssl]: [&str; 2]) -> Result<Found, String> {
     let resolver = resolver(config.name_server).map_err(|error| format!("no name servers: {error}"))?;
     let of_kind = async |service: String| {
         let name = format!("_{service}._tcp.{}", config.domain);
         let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, records(&resolver, &name)).await;
         looked_up.unwrap_or_else(|_| Err(format!("lookup {name}: no answer within {LOOKUP_TIMEOUT:?}")))
     };
-    let (secure, plain) = tokio::join!(
-        of_kind(service("etcd-client-ssl", &config.service_name)),
-        of_kind(service("etcd-client", &config.service_name)),
-    );
+    let (secure, plain) =
+        tokio::join!(of_kind(service(ssl, &config.service_name)), of_kind(service(no_ssl, &config.service_name)),);
     let is_known = |scheme: &str| known.iter().any(|endpoint| endpoint.starts_with(scheme));
     let (secure, plain) = match (secure, plain) {
         (Err(secure), Err(plain)) => return Err(format!("dns lookup errors: {secure} and {plain}")),
@@ -74,7 +81,7 @@ pub async fn look_up(config: &Config, known: &[String]) -> Result<Found, String>
         (secure, plain) => (secure.unwrap_or_default(), plain.unwrap_or_default()),
     };
     if secure.targets.is_empty() && plain.targets.is_empty() {
-        return Err(format!("no SRV records for _etcd-client-ssl._tcp or _etcd-client._tcp in {}", config.domain));
+        return Err(format!("no SRV records for _{ssl}._tcp or _{no_ssl}._tcp in {}", config.domain));
     }
     let endpoints = [("https", &secure), ("http", &plain)];
     Ok(Found {

@@ -1,10 +1,10 @@
-//! Where the gateway listens, so that it never forwards to itself.
+//! Where this process listens, so that it never forwards to itself.
 
 use std::net::{SocketAddr, UdpSocket};
 
-use crate::doors::Address;
+use super::Address;
 
-/// The addresses on which the gateway listens.
+/// The addresses on which clients are served.
 #[derive(Clone, Debug, Default)]
 pub struct Itself(Vec<(SocketAddr, Address)>);
 
