@@ -1,8 +1,8 @@
 //! The ways in: connections that are kept and filled with requests, HTTP/2, TLS, curl; and what is not let in.
 
-use std::process::Command;
+use std::{collections::HashMap, process::Command};
 
-use etcd_proxy_e2e::{Authority, Etcd, Process, Proxy};
+use etcd_proxy_e2e::{Authority, Etcd, Process, Proxy, Version, docs::Session};
 use http::Method;
 use tempfile::TempDir;
 
@@ -91,6 +91,27 @@ fn curl_writes_reads_and_watches() {
     // It was the namespace's key that was written.
     let whole = raw::post(etcd.address(), "/v3/kv/range", r#"{"key":"AA==","range_end":"AA=="}"#);
     assert!(whole.body.contains(r#""key":"YXBwL2Zvbw==""#), "{whole:?}");
+}
+
+#[test]
+fn the_documents_commands_work_as_pasted() {
+    let etcd = Etcd::start();
+    let port = |address: &str| address.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()).expect("a port");
+    let known = HashMap::from([(2379, port(etcd.address()))]);
+    let folder = TempDir::new().expect("a folder");
+    let said = Session::read("docs/json.md", "HTTP/JSON").run(folder.path(), Version::default(), &known);
+    assert!(
+        said.stdout.contains(r#""key":"Z3JlZXRpbmc=""#) && said.stdout.contains(r#""value":"aGVsbG8=""#),
+        "{said:?}"
+    );
+
+    let proxy = Proxy::start(&etcd.endpoints());
+    raw::post(etcd.address(), "/v3/auth/user/add", r#"{"name":"root","password":"secret"}"#);
+    raw::post(etcd.address(), "/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#);
+    assert_eq!(raw::post(etcd.address(), "/v3/auth/enable", "{}").head.status, 200);
+    let known = HashMap::from([(23790, port(proxy.address()))]);
+    let said = Session::read("docs/json.md", "With auth on").run(folder.path(), Version::default(), &known);
+    assert!(said.stdout.contains(r#""value":"aGVsbG8=""#), "{said:?}");
 }
 
 #[test]
