@@ -27,6 +27,7 @@ demo: prerequisites ## Three etcd members, two proxies and a short session; KEEP
 
 test: prerequisites ## Everything that CI checks: all tests, the demo, and a part of etcd's own suites
 	@$(phase) "etcd 3.7, 3.6, 3.5 and its suites" $(root)/tools/build.sh etcd-3.7 etcd-3.6 etcd-3.5 conformance
+	@$(phase) "Kubernetes' control plane" $(root)/tools/build.sh kubernetes
 	@$(phase) "clients in other languages" $(root)/e2e/clients/setup.sh
 	@cd $(root) && $(phase) "cargo build" cargo build --locked --workspace --all-targets
 	@cd $(root) && $(phase) "cargo test" cargo test --locked --workspace

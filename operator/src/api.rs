@@ -54,6 +54,9 @@ fn strip_null(value: &mut Value) {
             if map.get("nullable") == Some(&Value::Bool(true)) {
                 map.remove("nullable");
             }
+            if map.get("default") == Some(&Value::Null) {
+                map.remove("default");
+            }
             if let Some(Value::Array(choices)) = map.get_mut("enum") {
                 choices.retain(|choice| !choice.is_null());
             }

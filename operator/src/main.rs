@@ -1,8 +1,11 @@
 //! The operator's command line: what to do, and the exit code.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use etcd_proxy_operator::{api, app, inject, plan::Settings};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Deploys etcd-proxy on Kubernetes from EtcdProxy objects.
 #[derive(Parser)]
@@ -14,13 +17,80 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Look after the EtcdProxies of a cluster
+    Run(Box<app::Flags>),
     /// Print the custom resource definitions, for kubectl apply
     Crd,
+    /// Put the sidecar into the pods that ask for it by the label etcdproxy.dev/inject; needs no cluster
+    Inject {
+        /// Files with pods, or what makes pods, and the EtcdProxies that they name; - is stdin
+        #[arg(short, long = "filename", required = true)]
+        filename: Vec<PathBuf>,
+        /// Image of the proxy where the EtcdProxy does not name one
+        #[arg(long, env = "ETCD_PROXY_OPERATOR_IMAGE")]
+        image: String,
+    },
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Crd => print!("{}", etcd_proxy_operator::api::definitions_yaml()),
+        Command::Run(flags) => run(*flags),
+        Command::Crd => {
+            print!("{}", api::definitions_yaml());
+            ExitCode::SUCCESS
+        }
+        Command::Inject { filename, image } => match inject(&filename, image) {
+            Ok(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
     }
-    ExitCode::SUCCESS
+}
+
+fn inject(files: &[PathBuf], image: String) -> Result<String, String> {
+    let mut documents = Vec::new();
+    for file in files {
+        let text = if file.as_os_str() == "-" {
+            std::io::read_to_string(std::io::stdin())
+        } else {
+            std::fs::read_to_string(file)
+        };
+        let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        documents.extend(inject::read(&text).map_err(|error| format!("{}: {error}", file.display()))?);
+    }
+    let settings =
+        Settings { image, cluster_domain: "cluster.local".to_owned(), inline_upstream: true, pod_monitors: false };
+    let injected = inject::inject(&mut documents, &settings)?;
+    eprintln!("injected into {injected} of {} objects", documents.len());
+    Ok(inject::write(&documents))
+}
+
+fn run(flags: app::Flags) -> ExitCode {
+    let filter = match EnvFilter::try_new(&flags.log_level) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("invalid --log-level {:?}: {error}", flags.log_level);
+            return ExitCode::from(64);
+        }
+    };
+    tracing_subscriber::registry().with(fmt::layer().with_writer(std::io::stderr)).with(filter).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(app::run(flags)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -86,7 +86,7 @@ pub struct Keyspace {
 #[serde(rename_all = "camelCase")]
 pub struct AllowedNamespaces {
     /// Names of namespaces.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::namespaces_1024")]
     pub names: Option<Vec<String>>,
     /// Labels of namespaces. An empty selector allows all.
@@ -161,7 +161,7 @@ pub enum GrantAccess {
 #[serde(rename_all = "camelCase")]
 pub struct BackendLimits {
     /// The modes that tenants may choose; all, if absent. DaemonSet puts this backend's credential on every node.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::modes")]
     pub modes: Option<Vec<Mode>>,
     /// The most replicas that one EtcdProxy may have; 5 if absent.
@@ -183,7 +183,7 @@ pub struct ProxyPods {
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
     /// Labels that a node must carry.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Taints that the pods put up with.

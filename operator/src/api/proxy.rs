@@ -113,7 +113,7 @@ pub struct EtcdProxySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// Labels that a node must carry to get a proxy.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Taints on nodes that the proxies put up with; none if absent.
@@ -207,7 +207,7 @@ pub struct ServingTls {
     #[serde(rename = "clientCARef", skip_serializing_if = "Option::is_none")]
     pub client_ca_ref: Option<KeyRef>,
     /// Further host names and IP addresses that a Managed certificate names.
-    #[serde(rename = "extraSANs", skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "extraSANs", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::names_16")]
     pub extra_sans: Option<Vec<String>>,
     /// Must be true for source Disabled outside mode Sidecar.
@@ -330,11 +330,11 @@ pub enum Advertise {
 #[serde(rename_all = "camelCase")]
 pub struct UpdateStrategy {
     /// More than wanted; 1 if absent, with hostPort 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::pods_or_percent")]
     pub max_surge: Option<Quantity>,
     /// Fewer than wanted; 0 if absent, with hostPort 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::pods_or_percent")]
     pub max_unavailable: Option<Quantity>,
 }
@@ -347,7 +347,7 @@ pub struct ServiceSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
     /// Annotations of the Service.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::annotations")]
     pub annotations: Option<BTreeMap<String, String>>,
 }

@@ -63,11 +63,11 @@ pub type Quantity = IntOrString;
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     /// What a node must have free for the proxy.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantities")]
     pub requests: Option<BTreeMap<String, Quantity>>,
     /// What the proxy may use at most.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantities")]
     pub limits: Option<BTreeMap<String, Quantity>>,
 }

@@ -1,0 +1,175 @@
+//! Objects of one's own etcd: created, changed, broken, put right and deleted.
+
+use etcd_proxy_e2e::Authority;
+use serde_json::Value;
+
+use crate::control_plane::ControlPlane;
+
+pub fn a_deployment_becomes_ready_scales_and_is_put_right(cluster: &ControlPlane) {
+    cluster.kubectl(&["create", "namespace", "own"]);
+    cluster.apply_text(
+        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {name: x, namespace: own}, \
+         spec: {mode: Deployment, upstream: {endpoints: ['http://etcd.example:2379']}, keyPrefix: app/}}",
+    );
+    cluster.wait_ready("own", "x");
+    let proxy = cluster.get("own", "etcdproxy/x");
+    assert_eq!(proxy["status"]["keyPrefix"], "app/");
+    assert_eq!(proxy["status"]["endpoints"][0], "https://x.own.svc:2379");
+    let binding = cluster.get("own", "secret/x-client");
+    for key in ["endpoints", "ca.crt", "tls.crt", "tls.key", "type"] {
+        assert!(binding["data"][key].is_string(), "the binding has {key}");
+    }
+    for child in ["service/x", "service/x-pods", "serviceaccount/x", "networkpolicy/x", "pdb/x", "secret/x-serving"] {
+        assert!(!cluster.get("own", child).is_null(), "{child} is there");
+    }
+    let shown = cluster.kubectl(&["get", "etcdp", "-n", "own", "-o", "wide"]);
+    assert!(shown.contains("app/") && shown.contains("https://x.own.svc:2379"), "{shown}");
+    let explained = cluster.kubectl(&["explain", "etcdproxy.spec.tls"]);
+    assert!(explained.contains("TLS to clients"), "{explained}");
+
+    // A person scales the object as any workload.
+    cluster.kubectl(&["scale", "-n", "own", "etcdproxy/x", "--replicas=3"]);
+    cluster
+        .until("own", "etcdproxy/x", "three replicas are available", |proxy| proxy["status"]["availableReplicas"] == 3);
+
+    // Somebody else's hands are put right.
+    cluster.kubectl(&[
+        "patch",
+        "-n",
+        "own",
+        "service/x",
+        "--type=json",
+        "-p",
+        r#"[{"op":"replace","path":"/spec/ports/0/port","value":9999}]"#,
+    ]);
+    cluster.until("own", "service/x", "its port is put right", |service| service["spec"]["ports"][0]["port"] == 2379);
+    cluster.kubectl(&["delete", "-n", "own", "service/x", "deployment/x"]);
+    cluster.until("own", "service/x", "it comes back", Value::is_object);
+    cluster.until("own", "deployment/x", "it comes back", Value::is_object);
+
+    let events = cluster.kubectl(&["get", "events", "-n", "own"]);
+    assert!(events.contains("CertificateIssued") && events.contains("Ready"), "{events}");
+}
+
+pub fn a_daemonset_takes_the_place_of_a_deployment(cluster: &ControlPlane) {
+    cluster.kubectl(&[
+        "patch",
+        "-n",
+        "own",
+        "etcdproxy/x",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"mode":"DaemonSet","replicas":null}}"#,
+    ]);
+    cluster.until_gone("own", "deployment/x");
+    cluster.until_gone("own", "pdb/x");
+    cluster.until("own", "etcdproxy/x", "a pod of each node is available", |proxy| {
+        proxy["status"]["workload"]["kind"] == "DaemonSet" && proxy["status"]["availableReplicas"] == 2
+    });
+    cluster.wait_ready("own", "x");
+    let service = cluster.get("own", "service/x");
+    assert_eq!(service["spec"]["trafficDistribution"], "PreferSameNode");
+}
+
+pub fn a_missing_secret_is_named_and_its_arrival_helps(cluster: &ControlPlane) {
+    cluster.apply_text(
+        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {name: late, namespace: own}, \
+         spec: {mode: Deployment, replicas: 1, \
+         upstream: {endpoints: ['https://etcd.example:2379'], tls: {secretRef: {name: etcd-client}}}}}",
+    );
+    let refused = |proxy: &Value, reason: &str| condition(proxy, "ResolvedRefs")["reason"] == reason;
+    let proxy =
+        cluster.until("own", "etcdproxy/late", "the Secret is missed", |proxy| refused(proxy, "SecretNotFound"));
+    let message = condition(&proxy, "Ready")["message"].to_string();
+    assert!(message.contains("spec.upstream.tls.secretRef names Secret etcd-client"), "{message}");
+
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let authority = Authority::new(folder.path());
+    let path = |path: &std::path::Path| path.display().to_string();
+    let secret = |pair: &etcd_proxy_e2e::Pair| {
+        let _ = cluster.try_kubectl(&["delete", "secret", "-n", "own", "etcd-client"]);
+        let ca = format!("--from-file=ca.crt={}", path(&authority.ca()));
+        let (cert, key) =
+            (format!("--from-file=tls.crt={}", path(&pair.cert)), format!("--from-file=tls.key={}", path(&pair.key)));
+        cluster.kubectl(&["create", "secret", "generic", "-n", "own", "etcd-client", &ca, &cert, &key]);
+        // Secrets are not watched; touching the object makes the operator look now and not in a while.
+        cluster.kubectl(&[
+            "annotate",
+            "-n",
+            "own",
+            "etcdproxy/late",
+            "--overwrite",
+            &format!("touched={}", pair.cert.display()).replace('/', "-"),
+        ]);
+    };
+    secret(&authority.client("named", "somebody"));
+    cluster.until("own", "etcdproxy/late", "a certificate with a name is refused", |proxy| {
+        refused(proxy, "CertificateInvalid")
+    });
+    secret(&authority.nameless_client("nameless"));
+    cluster.wait_ready("own", "late");
+}
+
+pub fn what_belongs_to_someone_else_is_never_touched(cluster: &ControlPlane) {
+    cluster.apply_text(
+        "{apiVersion: v1, kind: Service, metadata: {name: taken, namespace: own}, spec: {ports: [{port: 80}]}}",
+    );
+    cluster.apply_text(
+        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {name: taken, namespace: own}, \
+         spec: {mode: Deployment, upstream: {endpoints: ['http://etcd.example:2379']}}}",
+    );
+    let proxy = cluster.until("own", "etcdproxy/taken", "the conflict is told", |proxy| {
+        condition(proxy, "Programmed")["reason"] == "NameConflict"
+    });
+    assert_eq!(condition(&proxy, "Stalled")["status"], "True");
+    assert_eq!(cluster.get("own", "service/taken")["spec"]["ports"][0]["port"], 80);
+    cluster.kubectl(&["delete", "-n", "own", "etcdproxy/taken"]);
+    cluster.until_gone("own", "serviceaccount/taken");
+    assert_eq!(cluster.get("own", "service/taken")["spec"]["ports"][0]["port"], 80);
+}
+
+pub fn a_sidecar_is_offered_that_the_server_takes(cluster: &ControlPlane) {
+    cluster.apply_text(
+        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {name: beside, namespace: own}, \
+         spec: {mode: Sidecar, upstream: {endpoints: ['http://etcd.example:2379']}}}",
+    );
+    cluster.wait_ready("own", "beside");
+    let sidecar = cluster.get("own", "etcdproxy/beside")["status"]["sidecar"].clone();
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app", "namespace": "own"},
+        "spec": {
+            "initContainers": [sidecar["container"]], "volumes": sidecar["volumes"],
+            "containers": [{"name": "app", "image": "app"}],
+        },
+    });
+    let path = cluster.write(&pod.to_string());
+    cluster.kubectl(&["create", "--dry-run=server", "--validate=strict", "-f", &path]);
+}
+
+pub fn deleting_an_object_deletes_its_children(cluster: &ControlPlane) {
+    cluster.kubectl(&["delete", "-n", "own", "etcdproxy/x", "--timeout=60s"]);
+    for child in ["daemonset/x", "service/x", "service/x-pods", "serviceaccount/x", "secret/x-client", "secret/x-ca"] {
+        cluster.until_gone("own", child);
+    }
+}
+
+pub fn the_account_can_do_no_more_than_it_must(cluster: &ControlPlane) {
+    let account = "--as=system:serviceaccount:etcd-proxy-system:etcd-proxy-operator";
+    let can = |verb: &str, what: &str| cluster.try_kubectl(&["auth", "can-i", verb, what, account, "-A"]).is_ok();
+    assert!(can("get", "secrets"), "it reads the Secrets that are named");
+    for (verb, what) in [
+        ("list", "secrets"),
+        ("watch", "secrets"),
+        ("create", "pods"),
+        ("update", "etcdproxies"),
+        ("create", "clusterroles"),
+    ] {
+        assert!(!can(verb, what), "it may not {verb} {what}");
+    }
+}
+
+/// One condition of an object.
+pub fn condition(object: &Value, kind: &str) -> Value {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
+}

@@ -1,0 +1,253 @@
+//! Makes the cluster be what the objects say: fetch, check, issue, apply, report, for one object at a time and as often
+//! as anything that belongs to it changes.
+
+mod apply;
+mod backend;
+mod children;
+mod conditions;
+mod fetch;
+mod report;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, future::Shared};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
+
+use crate::admin::Metrics;
+use crate::api::{EtcdBackend, EtcdProxy};
+use crate::plan::{self, HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, Home, Object, Settings, Stage};
+use crate::render::{self, Cluster, MANAGER};
+use apply::Applied;
+
+/// Objects worked on at a time; more would be a burst on the API server and make nothing ready sooner.
+const CONCURRENCY: u16 = 8;
+/// Changes that come together, as the many of one rollout do, are answered once.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// How often an object is looked at although nothing happened: Secrets are not watched, since that would need the right
+/// to list all of them. It also bounds how late a certificate is renewed.
+const RESYNC: Duration = Duration::from_secs(300);
+/// The same while something that an object names is missing, so that creating it helps soon.
+const RESYNC_REFUSED: Duration = Duration::from_secs(15);
+/// The waits after errors: doubled each time, from the first to the last.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LAST_WAIT: Duration = Duration::from_secs(300);
+
+/// What every reconciliation needs.
+pub struct Context {
+    pub client: Client,
+    pub settings: Settings,
+    pub cluster: Cluster,
+    pub metrics: Arc<Metrics>,
+    recorder: Recorder,
+    /// How often each object failed in a row, by namespace and name; held for a lookup only.
+    failures: Mutex<HashMap<String, u32>>,
+    /// The uids of objects that were looked at before; held for a lookup only. As many as there are objects.
+    seen: Mutex<HashSet<String>>,
+}
+
+impl Context {
+    pub fn new(client: Client, settings: Settings, cluster: Cluster, metrics: Arc<Metrics>, pod: String) -> Context {
+        let reporter = Reporter { controller: "etcdproxy.dev/operator".to_owned(), instance: Some(pod) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Context { client, settings, cluster, metrics, recorder, failures: Mutex::default(), seen: Mutex::default() }
+    }
+
+    /// Whether this process has not applied the object yet: another version of the operator may have.
+    fn is_first_look(&self, uid: &str) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned())
+    }
+
+    fn succeeded(&self, key: &str) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.remove(key);
+        self.metrics.backing_off.set(i64::try_from(failures.len()).unwrap_or(i64::MAX));
+    }
+
+    /// How long to wait after one more failure.
+    fn failed(&self, key: &str) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(key.to_owned()).or_default();
+        let wait = wait_after(*count, key);
+        *count += 1;
+        self.metrics.backing_off.set(i64::try_from(failures.len()).unwrap_or(i64::MAX));
+        wait
+    }
+}
+
+/// Doubled with each failure, and a little different for each object, so that those that failed together do not come
+/// back together.
+fn wait_after(failures: u32, key: &str) -> Duration {
+    let doubled = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_WAIT);
+    let spread = u32::from_str_radix(&plan::short_hash(key)[8..], 16).unwrap_or(0);
+    doubled + doubled * spread / 1024
+}
+
+/// What went wrong while the cluster was read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {verb} {what}: {source}")]
+    Api { verb: &'static str, what: String, source: kube::Error },
+    #[error("cannot issue certificates: {0}")]
+    Certificates(#[from] rcgen::Error),
+    #[error("{what} exists and belongs to someone else")]
+    NameConflict { what: String },
+}
+
+/// Runs both controllers until `stop`, and what is being worked on to its end.
+pub async fn run(context: Arc<Context>, stop: Shared<impl Future<Output = ()> + Send + Sync + 'static>) {
+    let client = context.client.clone();
+    let proxies = Controller::new(Api::<EtcdProxy>::all(client.clone()), watcher::Config::default());
+    let store = proxies.store();
+    let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let (of_backend, of_namespace) = (store.clone(), store.clone());
+    let config = || Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
+    let proxies = proxies
+        .with_config(config())
+        .watches(Api::<Deployment>::all(client.clone()), ours.clone(), parent)
+        .watches(Api::<DaemonSet>::all(client.clone()), ours.clone(), parent)
+        .watches(Api::<Service>::all(client.clone()), ours.clone(), parent)
+        .watches(Api::<NetworkPolicy>::all(client.clone()), ours.clone(), parent)
+        .watches(Api::<PodDisruptionBudget>::all(client.clone()), ours, parent)
+        .watches(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default(), move |backend| {
+            let name = backend.name_any();
+            let uses = |proxy: &EtcdProxy| proxy.spec.backend_ref.as_ref().is_some_and(|backend| backend.name == name);
+            of_backend
+                .state()
+                .iter()
+                .filter(|proxy| uses(proxy))
+                .map(|proxy| ObjectRef::from_obj(&**proxy))
+                .collect::<Vec<_>>()
+        })
+        .watches(Api::<Namespace>::all(client.clone()), watcher::Config::default(), move |namespace| {
+            let name = namespace.name_any();
+            let lives =
+                |proxy: &EtcdProxy| proxy.namespace().as_deref() == Some(&name) && proxy.spec.backend_ref.is_some();
+            of_namespace
+                .state()
+                .iter()
+                .filter(|proxy| lives(proxy))
+                .map(|proxy| ObjectRef::from_obj(&**proxy))
+                .collect::<Vec<_>>()
+        })
+        .graceful_shutdown_on(stop.clone())
+        .run(reconcile, again, context.clone())
+        .for_each(|_| async {});
+    let backends = Controller::new(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default())
+        .with_config(config())
+        .watches(Api::<EtcdProxy>::all(client), watcher::Config::default(), |proxy| {
+            proxy.spec.backend_ref.map(|backend| ObjectRef::new(&backend.name))
+        })
+        .graceful_shutdown_on(stop)
+        .run(
+            move |backend, context| backend::reconcile(backend, context, store.clone()),
+            |backend: Arc<EtcdBackend>, error: &Error, context: Arc<Context>| {
+                tracing::warn!(backend = backend.name_any(), %error, "an EtcdBackend could not be looked after");
+                Action::requeue(context.failed(&backend.name_any()))
+            },
+            context,
+        )
+        .for_each(|_| async {});
+    futures_util::join!(proxies, backends);
+}
+
+/// The object that a child belongs to, by its labels, whichever namespace it lives in.
+fn parent<K: ResourceExt>(child: K) -> Option<ObjectRef<EtcdProxy>> {
+    let labels = child.labels();
+    let (namespace, name) = (labels.get(HOME_LABEL_NAMESPACE)?, labels.get(HOME_LABEL_NAME)?);
+    Some(ObjectRef::new(name).within(namespace))
+}
+
+async fn reconcile(proxy: Arc<EtcdProxy>, context: Arc<Context>) -> Result<Action, Error> {
+    let started = Instant::now();
+    let key = key(&proxy);
+    let result = reconcile_now(&proxy, &context).await;
+    let outcome = if result.is_ok() { "ok" } else { "error" };
+    context.metrics.reconciled("EtcdProxy", outcome, started.elapsed());
+    if result.is_ok() {
+        context.succeeded(&key);
+    }
+    result
+}
+
+fn again(proxy: Arc<EtcdProxy>, error: &Error, context: Arc<Context>) -> Action {
+    let wait = context.failed(&key(&proxy));
+    tracing::warn!(proxy = key(&proxy), %error, wait_seconds = wait.as_secs(), "an EtcdProxy could not be brought up to date");
+    Action::requeue(wait)
+}
+
+fn key(proxy: &EtcdProxy) -> String {
+    format!("{}/{}", proxy.namespace().unwrap_or_default(), proxy.name_any())
+}
+
+async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, Error> {
+    if proxy.metadata.deletion_timestamp.is_some() {
+        clean_up(proxy, context).await?;
+        context.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&Object::of(proxy).uid);
+        context.metrics.forget(&Object::of(proxy));
+        return Ok(Action::await_change());
+    }
+    if proxy.spec.backend_ref.is_some() {
+        apply::hold(proxy, context).await?;
+    }
+    let fetched = fetch::fetch(proxy, context).await?;
+    let plan = match plan::check(proxy, &fetched, &context.settings) {
+        Ok(plan) => plan,
+        Err(refusal) => {
+            report::refused(proxy, context, &refusal).await?;
+            let wait = if refusal.stage == Stage::ResolvedRefs { RESYNC_REFUSED } else { RESYNC };
+            return Ok(Action::requeue(wait));
+        }
+    };
+    let applied: Applied = match apply::apply(&plan, proxy, context).await {
+        Ok(applied) => applied,
+        Err(error) => {
+            report::failed(proxy, context, &plan, &error).await?;
+            return Err(error);
+        }
+    };
+    report::applied(proxy, context, &plan, applied).await?;
+    Ok(Action::requeue(RESYNC))
+}
+
+/// Deletes what no garbage collector will: children abroad. Works also when the backend is gone, so that a namespace is
+/// never kept from going.
+async fn clean_up(proxy: &EtcdProxy, context: &Context) -> Result<(), Error> {
+    if !proxy.finalizers().contains(&plan::finalizer()) {
+        return Ok(());
+    }
+    let object = Object::of(proxy);
+    let backend = fetch::backend(proxy, context).await?;
+    let remembered =
+        proxy.status.as_ref().and_then(|status| status.workload.as_ref()).map(|workload| &workload.namespace);
+    let home = match (&backend, remembered) {
+        (Some(backend), _) => Home::of(&object, Some(backend)),
+        (None, Some(namespace)) => Home::remembered(&object, namespace.clone()),
+        // Nothing was ever deployed, or the backend took its children with it.
+        (None, None) => return apply::release(proxy, context).await,
+    };
+    apply::prune(render::possible(&object, &home), &object, context).await?;
+    apply::release(proxy, context).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_to_a_bound_and_differ_by_object() {
+        assert!(wait_after(0, "a/b") >= FIRST_WAIT);
+        assert!(wait_after(3, "a/b") >= FIRST_WAIT * 8);
+        assert!(wait_after(40, "a/b") <= LAST_WAIT * 5 / 4);
+        assert_ne!(wait_after(5, "a/b"), wait_after(5, "a/c"));
+    }
+}

@@ -1,0 +1,224 @@
+//! The Secrets and ConfigMaps that an object names: which they are, and whether what they hold can serve.
+
+use std::collections::BTreeMap;
+
+use x509_parser::prelude::{FromDer, Pem, X509Certificate};
+
+use super::{Ca, Fetched, Object, Refusal, Stage, UpstreamTls};
+use crate::api::{ClientTls, EtcdBackend, EtcdProxy, KeyRef, RefKind, TlsSource};
+
+/// One Secret or ConfigMap.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub kind: RefKind,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// What was found under such a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Data(BTreeMap<String, Vec<u8>>),
+    Missing,
+    /// The operator has no right to read it; the proxy may still use it.
+    NotReadable,
+}
+
+/// What the references come to.
+pub struct Contents {
+    pub upstream_tls: Option<UpstreamTls>,
+    pub further_clients: Option<String>,
+}
+
+/// All that must be fetched before [`super::check`].
+pub fn references(proxy: &EtcdProxy, backend: Option<&EtcdBackend>) -> Vec<ObjectKey> {
+    let own = Object::of(proxy).namespace;
+    let (tls, namespace) = upstream_tls(proxy, backend);
+    let mut keys = upstream_references(tls, &namespace);
+    let serving = &proxy.spec.tls;
+    if let Some(secret) = &serving.secret_ref {
+        keys.push(ObjectKey { kind: RefKind::Secret, namespace: own.clone(), name: secret.name.clone() });
+    }
+    if let Some(ca) = &serving.client_ca_ref {
+        keys.push(ObjectKey { kind: ca.kind, namespace: own, name: ca.name.clone() });
+    }
+    keys
+}
+
+/// Those of the way to etcd alone.
+pub fn upstream_references(tls: Option<&ClientTls>, namespace: &str) -> Vec<ObjectKey> {
+    let secret = tls.and_then(|tls| tls.secret_ref.as_ref()).map(|secret| (RefKind::Secret, secret.name.clone()));
+    let ca = tls.and_then(|tls| tls.ca_ref.as_ref()).map(|ca| (ca.kind, ca.name.clone()));
+    let both = secret.into_iter().chain(ca);
+    both.map(|(kind, name)| ObjectKey { kind, namespace: namespace.to_owned(), name }).collect()
+}
+
+fn upstream_tls<'a>(proxy: &'a EtcdProxy, backend: Option<&'a EtcdBackend>) -> (Option<&'a ClientTls>, String) {
+    match (&proxy.spec.backend_ref, backend) {
+        (Some(_), Some(backend)) => (backend.spec.tls.as_ref(), backend.spec.namespace.clone()),
+        (Some(_), None) => (None, String::new()),
+        (None, _) => {
+            (proxy.spec.upstream.as_ref().and_then(|upstream| upstream.tls.as_ref()), Object::of(proxy).namespace)
+        }
+    }
+}
+
+pub fn check(proxy: &EtcdProxy, fetched: &Fetched) -> Result<Contents, Refusal> {
+    let (tls, namespace) = upstream_tls(proxy, fetched.backend.as_ref());
+    let field = if proxy.spec.backend_ref.is_some() { "EtcdBackend spec.tls" } else { "spec.upstream.tls" };
+    let upstream_tls = match tls {
+        None => None,
+        Some(tls) => Some(check_client(fetched, field, tls, &namespace)?),
+    };
+    let own = Object::of(proxy).namespace;
+    let serving = &proxy.spec.tls;
+    if let Some(secret) = serving.secret_ref.as_ref().filter(|_| serving.source == TlsSource::Secret) {
+        check_pair(fetched, "spec.tls.secretRef", &own, &secret.name, false)?;
+    }
+    let mut further_clients = None;
+    if let Some(ca) = &serving.client_ca_ref {
+        further_clients = check_bundle(fetched, "spec.tls.clientCARef", &own, ca)?;
+        if serving.source == TlsSource::Managed && further_clients.is_none() {
+            let message = format!("spec.tls.clientCARef: the operator may not read {:?} {}", ca.kind, ca.name);
+            return Err(refuse("NotReadable", message));
+        }
+    }
+    Ok(Contents { upstream_tls, further_clients })
+}
+
+/// The way to etcd of a backend, by itself.
+pub fn check_client(fetched: &Fetched, field: &str, tls: &ClientTls, namespace: &str) -> Result<UpstreamTls, Refusal> {
+    let mut ca = None;
+    if let Some(reference) = &tls.ca_ref {
+        check_bundle(fetched, &format!("{field}.caRef"), namespace, reference)?;
+        ca = Some(Ca::Apart(reference.clone()));
+    }
+    let mut pair = None;
+    if let Some(secret) = &tls.secret_ref {
+        let data = check_pair(fetched, &format!("{field}.secretRef"), namespace, &secret.name, true)?;
+        // A Secret that cannot be read is taken to be as cert-manager writes it.
+        if ca.is_none() && data.is_none_or(|data| data.contains_key("ca.crt")) {
+            ca = Some(Ca::WithPair("ca.crt"));
+        }
+        pair = Some(secret.name.clone());
+    }
+    Ok(UpstreamTls { pair, ca })
+}
+
+type Data = BTreeMap<String, Vec<u8>>;
+
+fn find<'a>(
+    fetched: &'a Fetched,
+    field: &str,
+    kind: RefKind,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<&'a Data>, Refusal> {
+    let key = ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+    match fetched.objects.get(&key) {
+        Some(Found::Data(data)) => Ok(Some(data)),
+        Some(Found::NotReadable) => Ok(None),
+        Some(Found::Missing) | None => {
+            let reason = if kind == RefKind::Secret { "SecretNotFound" } else { "ConfigMapNotFound" };
+            Err(refuse(reason, format!("{field} names {kind:?} {name}, which does not exist in namespace {namespace}")))
+        }
+    }
+}
+
+fn check_pair<'a>(
+    fetched: &'a Fetched,
+    field: &str,
+    namespace: &str,
+    name: &str,
+    nameless: bool,
+) -> Result<Option<&'a Data>, Refusal> {
+    let Some(data) = find(fetched, field, RefKind::Secret, namespace, name)? else { return Ok(None) };
+    for key in ["tls.crt", "tls.key"] {
+        if !data.contains_key(key) {
+            let message = format!("{field}: Secret {name} has no key {key}; want one of type kubernetes.io/tls");
+            return Err(refuse("KeyMissing", message));
+        }
+    }
+    let refuse_certificate =
+        |reason, cause: String| Err(refuse(reason, format!("{field}: Secret {name}: tls.crt {cause}")));
+    let facts = match certificate_facts(&data["tls.crt"]) {
+        Ok(facts) => facts,
+        Err(error) => return refuse_certificate("CertificateInvalid", error),
+    };
+    if facts.not_after <= fetched.now {
+        return refuse_certificate("CertificateExpired", "has expired; put a current one into the Secret".to_owned());
+    }
+    if let Some(common_name) = facts.common_name.filter(|name| nameless && !name.is_empty()) {
+        let cause = format!(
+            "has the common name {common_name:?}; etcd would take every client for that user, so the proxy refuses it: \
+             issue one without a common name"
+        );
+        return refuse_certificate("CertificateInvalid", cause);
+    }
+    let key = std::str::from_utf8(&data["tls.key"]).ok().and_then(|pem| rcgen::KeyPair::from_pem(pem).ok());
+    // A key of a kind that rcgen does not know (an old RSA form) is left for the proxy to judge.
+    if let Some(key) = key
+        && rcgen::PublicKeyData::subject_public_key_info(&key) != facts.public_key
+    {
+        return refuse_certificate("KeyMismatch", "and tls.key do not belong together".to_owned());
+    }
+    Ok(Some(data))
+}
+
+fn check_bundle(fetched: &Fetched, field: &str, namespace: &str, ca: &KeyRef) -> Result<Option<String>, Refusal> {
+    let Some(data) = find(fetched, field, ca.kind, namespace, &ca.name)? else { return Ok(None) };
+    let (kind, name, key) = (ca.kind, &ca.name, &ca.key);
+    let Some(bundle) = data.get(key) else {
+        return Err(refuse("KeyMissing", format!("{field}: {kind:?} {name} has no key {key}")));
+    };
+    match certificate_facts(bundle) {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(bundle).into_owned())),
+        Err(error) => Err(refuse("CertificateInvalid", format!("{field}: {kind:?} {name}: {key} {error}"))),
+    }
+}
+
+/// What the first certificate of a PEM file says.
+pub struct CertificateFacts {
+    pub common_name: Option<String>,
+    pub not_before: i64,
+    pub not_after: i64,
+    /// The key with its algorithm, in DER.
+    pub public_key: Vec<u8>,
+    pub names: Vec<String>,
+    /// Whose it is and who issued it, in DER.
+    pub subject: Vec<u8>,
+    pub issuer: Vec<u8>,
+}
+
+pub fn certificate_facts(pem: &[u8]) -> Result<CertificateFacts, String> {
+    let first = Pem::iter_from_buffer(pem).next().and_then(Result::ok).ok_or("holds no PEM certificate")?;
+    let (_, certificate) =
+        X509Certificate::from_der(&first.contents).map_err(|error| format!("cannot be read: {error}"))?;
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let names = alternative.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
+        x509_parser::extensions::GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv4Addr::from(bytes).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string()),
+        },
+        _ => None,
+    });
+    Ok(CertificateFacts {
+        common_name: certificate
+            .subject()
+            .iter_common_name()
+            .next()
+            .and_then(|name| name.as_str().ok())
+            .map(str::to_owned),
+        not_before: certificate.validity().not_before.timestamp(),
+        not_after: certificate.validity().not_after.timestamp(),
+        public_key: certificate.public_key().raw.to_vec(),
+        names: names.collect(),
+        subject: certificate.subject().as_raw().to_vec(),
+        issuer: certificate.issuer().as_raw().to_vec(),
+    })
+}
+
+fn refuse(reason: &'static str, message: String) -> Refusal {
+    Refusal { stage: Stage::ResolvedRefs, reason, message }
+}

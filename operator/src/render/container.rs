@@ -1,0 +1,227 @@
+//! The proxy's container: the only place that writes the proxy's flags.
+
+use serde_json::{Map, Value, json};
+
+use crate::api::{Advertise, Compact, KeyRef, Profile, RefKind};
+use crate::plan::{Ca, Proxy, Serving};
+
+/// The container's name, by which injection also knows that a pod has one already.
+pub const NAME: &str = "etcd-proxy";
+/// The user of the image, which has no other.
+pub const USER: i64 = 65532;
+/// Everything that is mounted stands below. Whole directories are mounted and never single files, since those do not
+/// follow when a Secret changes.
+const FILES: &str = "/etc/etcd-proxy";
+
+/// How long a sidecar may take to be ready before it is started anew; applications wait for it meanwhile.
+const STARTUP_PROBES: i64 = 60;
+
+const UPSTREAM: &str = "etcd-proxy-upstream";
+const UPSTREAM_CA: &str = "etcd-proxy-upstream-ca";
+const SERVING: &str = "etcd-proxy-serving";
+const CLIENTS: &str = "etcd-proxy-clients";
+
+/// The container of a proxy whose clients know it by `url`.
+pub fn container(proxy: &Proxy, url: &str) -> Value {
+    let mut ports = vec![];
+    if !proxy.loopback {
+        ports.push(json!({"name": "client", "containerPort": proxy.port, "protocol": "TCP"}));
+    }
+    ports.push(json!({"name": "metrics", "containerPort": proxy.metrics_port, "protocol": "TCP"}));
+    let mut container = json!({
+        "name": NAME,
+        "image": proxy.image,
+        "args": arguments(proxy, url),
+        "ports": ports,
+        "readinessProbe": probe("/readyz", proxy, 5, 2),
+        "livenessProbe": probe("/livez", proxy, 10, 6),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": mounts(proxy).into_iter().map(|mount| json!({
+            "name": mount.volume, "mountPath": mount.path(), "readOnly": true,
+        })).collect::<Vec<_>>(),
+    });
+    let environment = environment(proxy);
+    if !environment.is_empty() {
+        container["env"] = json!(environment);
+    }
+    if let Some(resources) = &proxy.resources {
+        container["resources"] = amounts(json!(resources));
+    }
+    container
+}
+
+/// The same as a native sidecar: started before the application, and ready first.
+pub fn sidecar(proxy: &Proxy, url: &str) -> Value {
+    let mut container = container(proxy, url);
+    container["restartPolicy"] = json!("Always");
+    container["startupProbe"] = probe("/readyz", proxy, 1, STARTUP_PROBES);
+    container
+}
+
+/// Kubernetes keeps amounts as text; a number would read as a difference for ever.
+fn amounts(value: Value) -> Value {
+    match value {
+        Value::Number(number) => json!(number.to_string()),
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, amounts(value))).collect(),
+        other => other,
+    }
+}
+
+fn probe(path: &str, proxy: &Proxy, period: i64, failures: i64) -> Value {
+    json!({
+        "httpGet": {"path": path, "port": proxy.metrics_port, "scheme": "HTTP"},
+        "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures,
+    })
+}
+
+/// The arguments. The command that the image starts is the proxy itself.
+pub fn arguments(proxy: &Proxy, url: &str) -> Vec<String> {
+    let mut flags = Flags(vec!["grpc-proxy".to_owned(), "start".to_owned()]);
+    let host = if proxy.loopback { "127.0.0.1" } else { "" };
+    flags.push("listen-addr", format!("{host}:{}", proxy.port));
+    flags.push("metrics-addr", format!("http://:{}", proxy.metrics_port));
+    flags.push("endpoints", proxy.endpoints.join(","));
+    if !proxy.prefix.is_empty() {
+        flags.push("namespace", &proxy.prefix);
+    }
+    if let Some(tls) = &proxy.upstream_tls {
+        if tls.pair.is_some() {
+            flags.push("cert", format!("{FILES}/upstream/tls.crt"));
+            flags.push("key", format!("{FILES}/upstream/tls.key"));
+        }
+        match &tls.ca {
+            Some(Ca::WithPair(key)) => flags.push("cacert", format!("{FILES}/upstream/{key}")),
+            Some(Ca::Apart(reference)) => flags.push("cacert", format!("{FILES}/upstream-ca/{}", reference.key)),
+            None => (),
+        }
+    }
+    if let Serving::Tls { clients, .. } = &proxy.serving {
+        flags.push("cert-file", format!("{FILES}/serving/tls.crt"));
+        flags.push("key-file", format!("{FILES}/serving/tls.key"));
+        match clients {
+            Some(Ca::WithPair(key)) => flags.push("trusted-ca-file", format!("{FILES}/serving/{key}")),
+            Some(Ca::Apart(reference)) => flags.push("trusted-ca-file", format!("{FILES}/clients/{}", reference.key)),
+            None => (),
+        }
+    }
+    match &proxy.registration {
+        // Clients that read the member list come back to where they are.
+        None => flags.push("advertise-client-url", url),
+        Some(registration) => {
+            let scheme = if proxy.serving == Serving::Clear { "http" } else { "https" };
+            let address = match registration.advertise {
+                Advertise::PodIP => "$(POD_IP)",
+                Advertise::HostIP => "$(HOST_IP)",
+            };
+            flags.push("advertise-client-url", format!("{scheme}://{address}:{}", registration.port));
+            flags.push("resolver-prefix", &registration.prefix);
+            flags.push("resolver-ttl", registration.ttl_seconds.to_string());
+        }
+    }
+    let profile = match proxy.profile {
+        Profile::Full => "full",
+        Profile::Tenant => "tenant",
+        Profile::ReadOnly => "read-only",
+    };
+    flags.push("api-profile", profile);
+    let compact = match proxy.compact {
+        Compact::Deny => "deny",
+        Compact::Ignore => "ignore",
+        Compact::Allow => "allow",
+    };
+    flags.push("api-compact", compact);
+    let limits = &proxy.limits;
+    for (flag, limit) in [
+        ("max-connections", limits.connections),
+        ("max-concurrent-streams", limits.streams_per_connection),
+        ("max-send-bytes", limits.request_bytes),
+        ("watch-log-max-bytes", limits.watch_log_bytes),
+    ] {
+        if let Some(limit) = limit {
+            flags.push(flag, limit.to_string());
+        }
+    }
+    flags.push("drain-timeout", format!("{}s", proxy.drain_seconds));
+    flags.0
+}
+
+struct Flags(Vec<String>);
+
+impl Flags {
+    /// A dollar sign before a bracket would be read by Kubernetes as a variable, unless it is ours.
+    fn push(&mut self, name: &str, value: impl AsRef<str>) {
+        let value = value.as_ref();
+        let value = if name == "advertise-client-url" { value.to_owned() } else { value.replace("$(", "$$(") };
+        self.0.push(format!("--{name}={value}"));
+    }
+}
+
+fn environment(proxy: &Proxy) -> Vec<Value> {
+    let Some(registration) = &proxy.registration else { return vec![] };
+    let (name, field) = match registration.advertise {
+        Advertise::PodIP => ("POD_IP", "status.podIP"),
+        Advertise::HostIP => ("HOST_IP", "status.hostIP"),
+    };
+    vec![json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": field}}})]
+}
+
+struct Mount {
+    volume: &'static str,
+    kind: RefKind,
+    name: String,
+    /// One key, where a reference names one.
+    key: Option<String>,
+}
+
+impl Mount {
+    fn secret(volume: &'static str, name: &str) -> Mount {
+        Mount { volume, kind: RefKind::Secret, name: name.to_owned(), key: None }
+    }
+
+    fn reference(volume: &'static str, reference: &KeyRef) -> Mount {
+        Mount { volume, kind: reference.kind, name: reference.name.clone(), key: Some(reference.key.clone()) }
+    }
+
+    fn path(&self) -> String {
+        format!("{FILES}/{}", self.volume.trim_start_matches("etcd-proxy-"))
+    }
+}
+
+fn mounts(proxy: &Proxy) -> Vec<Mount> {
+    let mut mounts = vec![];
+    if let Some(tls) = &proxy.upstream_tls {
+        mounts.extend(tls.pair.as_ref().map(|secret| Mount::secret(UPSTREAM, secret)));
+        if let Some(Ca::Apart(reference)) = &tls.ca {
+            mounts.push(Mount::reference(UPSTREAM_CA, reference));
+        }
+    }
+    if let Serving::Tls { secret, clients } = &proxy.serving {
+        mounts.push(Mount::secret(SERVING, secret));
+        if let Some(Ca::Apart(reference)) = clients {
+            mounts.push(Mount::reference(CLIENTS, reference));
+        }
+    }
+    mounts
+}
+
+/// The volumes that the container mounts.
+pub fn volumes(proxy: &Proxy) -> Vec<Value> {
+    let volume = |mount: Mount| {
+        let mut source = Map::new();
+        let name = if mount.kind == RefKind::Secret { "secretName" } else { "name" };
+        source.insert(name.to_owned(), json!(mount.name));
+        if let Some(key) = &mount.key {
+            source.insert("items".to_owned(), json!([{"key": key, "path": key}]));
+        }
+        let kind = if mount.kind == RefKind::Secret { "secret" } else { "configMap" };
+        json!({"name": mount.volume, kind: source})
+    };
+    mounts(proxy).into_iter().map(volume).collect()
+}

@@ -1,0 +1,243 @@
+//! What is rendered for every mode and field: the proxy's own parser reads the arguments, and Kubernetes' own types the
+//! objects.
+
+use std::collections::BTreeMap;
+
+use etcd_proxy::flags::{self, Flags, Invocation};
+use etcd_proxy_operator::api::{EtcdBackend, EtcdProxy};
+use etcd_proxy_operator::plan::{self, Fetched, Found, Plan, Settings};
+use etcd_proxy_operator::render::{self, Cluster, Identity};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{Container, Service, ServiceAccount, Volume};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// A certificate without a name and its key; what a fetched Secret would hold.
+fn secret() -> Found {
+    let key = rcgen::KeyPair::generate().expect("a key can be made");
+    let mut parameters = rcgen::CertificateParams::default();
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    let certificate = parameters.self_signed(&key).expect("a key can sign").pem().into_bytes();
+    Found::Data(BTreeMap::from([
+        ("tls.crt".to_owned(), certificate.clone()),
+        ("tls.key".to_owned(), key.serialize_pem().into_bytes()),
+        ("ca.crt".to_owned(), certificate),
+    ]))
+}
+
+fn proxy(spec: &str) -> EtcdProxy {
+    let text = format!(
+        "{{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {{name: x, namespace: team, uid: u}}, \
+         spec: {spec}}}"
+    );
+    serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{spec}: {error}"))
+}
+
+fn plan(spec: &str) -> Plan {
+    let proxy = proxy(spec);
+    let backend: EtcdBackend = serde_yaml::from_str(
+        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdBackend, metadata: {name: shared, uid: b}, spec: {\
+         endpoints: ['https://etcd:2379'], namespace: backend, keyspace: {root: /t/}, tls: {secretRef: {name: c}}, \
+         allowedNamespaces: {names: [team]}, proxy: {image: theirs:1, priorityClassName: high, \
+         nodeSelector: {a: b}, tolerations: [{operator: Exists}]}, \
+         grants: [{name: old, prefix: /old/, namespaces: [team], access: ReadOnly}]}}",
+    )
+    .expect("the backend is written right");
+    let backend = proxy.spec.backend_ref.is_some().then_some(backend);
+    let objects = plan::references(&proxy, backend.as_ref()).into_iter().map(|key| (key, secret())).collect();
+    let settings = Settings {
+        image: "ours:1".to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
+        inline_upstream: true,
+        pod_monitors: false,
+    };
+    let fetched = Fetched { backend, objects, ..Fetched::default() };
+    plan::check(&proxy, &fetched, &settings).unwrap_or_else(|refusal| panic!("{spec}: {refusal:?}"))
+}
+
+fn objects(plan: &Plan) -> Vec<Value> {
+    render::render(plan, &Cluster { domain: "cluster.local".to_owned(), same_node: true })
+}
+
+/// What the proxy makes of its arguments, with the variables filled in as Kubernetes does.
+fn parsed(container: &Value) -> Flags {
+    let arguments = container["args"].as_array().expect("the container has arguments").iter().map(|argument| {
+        let text = argument.as_str().expect("an argument is text");
+        text.replace("$(POD_IP)", "10.1.2.3").replace("$(HOST_IP)", "192.168.0.1").replace("$$(", "$(").into()
+    });
+    let invocation = flags::parse(arguments, &BTreeMap::new());
+    let Ok(Invocation::Start { flags, warnings }) = invocation else { panic!("{container:#}: refused") };
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let warnings = flags.check().unwrap_or_else(|refusal| panic!("{container:#}: {refusal:?}"));
+    assert!(warnings.is_empty(), "nothing that is rendered is without effect: {warnings:?}");
+    *flags
+}
+
+fn pod(plan: &Plan) -> Value {
+    let all = objects(plan);
+    let workload = all.into_iter().find(|object| object["apiVersion"] == "apps/v1").expect("there is a workload");
+    workload["spec"]["template"]["spec"].clone()
+}
+
+fn flags_of(spec: &str) -> Flags {
+    parsed(&pod(&plan(spec))["containers"][0])
+}
+
+const OWN: &str = "upstream: {endpoints: ['http://a:1', 'http://b:2']}";
+const CLEAR: &str = "tls: {source: Disabled, insecure: true}";
+
+#[test]
+fn each_field_becomes_the_flag_that_it_means() {
+    let flags = flags_of(&format!("{{{OWN}, keyPrefix: app/, port: 3000, metrics: {{port: 3001}}, drainSeconds: 7}}"));
+    assert_eq!(flags.listen_addr, ":3000");
+    assert_eq!(flags.metrics_addr, ["http://:3001"]);
+    assert_eq!(flags.endpoints, ["http://a:1", "http://b:2"]);
+    assert_eq!(flags.namespace, b"app/");
+    assert_eq!(flags.drain_timeout.as_secs(), 7);
+    assert_eq!(flags.advertise_client_url, "https://x.team.svc:3000");
+    assert_eq!(flags.tenancy.api_profile, "tenant", "a prefix keeps its clients inside");
+    assert!(flags.cert_file.is_some() && flags.key_file.is_some() && flags.trusted_ca_file.is_some());
+
+    let flags = flags_of(&format!("{{{OWN}, {CLEAR}, api: {{compact: Ignore}}}}"));
+    assert_eq!(flags.tenancy.api_profile, "full", "without a prefix there is nothing to keep clients in");
+    assert_eq!(flags.tenancy.api_compact, "ignore");
+    assert!(!flags.serves_tls());
+
+    let flags = flags_of(&format!("{{{OWN}, tls: {{clientAuth: None}}, api: {{profile: ReadOnly}}}}"));
+    assert!(flags.cert_file.is_some() && flags.trusted_ca_file.is_none());
+    assert_eq!(flags.tenancy.api_profile, "read-only");
+
+    let flags = flags_of(&format!(
+        "{{{OWN}, limits: {{connections: 5, streamsPerConnection: 6, requestBytes: 2048, watchLogBytes: 65536}}}}"
+    ));
+    assert_eq!((flags.max_connections, flags.max_concurrent_streams), (5, 6));
+    assert_eq!((flags.max_send_bytes, flags.watch_log_max_bytes), (2048, 65536));
+
+    let registered = "registration: {prefix: here, ttlSeconds: 9, advertise: HostIP}";
+    let flags = flags_of(&format!("{{{OWN}, {CLEAR}, hostPort: 4000, {registered}}}"));
+    assert_eq!((flags.resolver_prefix.as_str(), flags.resolver_ttl), ("here", 9));
+    assert_eq!(flags.advertise_client_url, "http://192.168.0.1:4000");
+    let flags = flags_of(&format!("{{{OWN}, {CLEAR}, registration: {{prefix: here, ttlSeconds: 9}}}}"));
+    assert_eq!(flags.advertise_client_url, "http://10.1.2.3:2379");
+
+    let flags = flags_of(&format!("{{{OWN}, keyPrefix: '$(HOME)/'}}"));
+    assert_eq!(flags.namespace, b"$(HOME)/", "Kubernetes does not fill in what stands in a prefix");
+}
+
+#[test]
+fn every_file_that_a_flag_names_is_mounted() {
+    let tls = "upstream: {endpoints: ['https://a:1'], tls: {secretRef: {name: c}, caRef: {kind: ConfigMap, name: m, key: ca.crt}}}";
+    let secret = "tls: {source: Secret, secretRef: {name: s}, clientCARef: {kind: Secret, name: cc, key: ca.crt}}";
+    for spec in [
+        format!("{{{OWN}}}"),
+        format!("{{{tls}}}"),
+        format!("{{{tls}, {secret}}}"),
+        "{mode: Deployment, backendRef: {name: shared}}".to_owned(),
+        "{backendRef: {name: shared, grant: old}}".to_owned(),
+    ] {
+        let pod = pod(&plan(&spec));
+        let flags = parsed(&pod["containers"][0]);
+        let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("it mounts").clone();
+        let files = [&flags.cert, &flags.key, &flags.cacert, &flags.cert_file, &flags.key_file, &flags.trusted_ca_file];
+        for file in files.into_iter().flatten() {
+            let folder = file.parent().expect("a file stands in a folder").display().to_string();
+            let mount = mounts.iter().find(|mount| mount["mountPath"] == folder.as_str());
+            let mount = mount.unwrap_or_else(|| panic!("{spec}: {folder} is not mounted"));
+            let volumes = pod["volumes"].as_array().expect("it has volumes");
+            assert!(volumes.iter().any(|volume| volume["name"] == mount["name"]), "{spec}: {mount} has no volume");
+        }
+    }
+}
+
+#[test]
+fn a_backend_decides_what_a_tenant_must_not() {
+    let plan = plan("{mode: Deployment, backendRef: {name: shared}}");
+    assert_eq!(plan.prefix, "/t/team/x/");
+    assert_eq!(plan.home.namespace, "backend");
+    let pod = pod(&plan);
+    assert_eq!(pod["containers"][0]["image"], "theirs:1");
+    assert_eq!(pod["priorityClassName"], "high");
+    assert_eq!(pod["nodeSelector"], json!({"a": "b"}));
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    let flags = flags_of("{backendRef: {name: shared, grant: old}}");
+    assert_eq!((flags.namespace.as_slice(), flags.tenancy.api_profile.as_str()), (b"/old/".as_slice(), "read-only"));
+    for object in objects(&plan) {
+        let owner = &object["metadata"]["ownerReferences"][0]["kind"];
+        let expected = if object["metadata"]["namespace"] == "team" { "EtcdProxy" } else { "EtcdBackend" };
+        assert_eq!(owner, expected, "an owner stands in the same namespace or in none: {object:#}");
+    }
+}
+
+#[test]
+fn a_sidecar_listens_on_loopback_and_on_a_backend_is_a_client_of_the_tenants_proxies() {
+    let own = plan(&format!("{{mode: Sidecar, {OWN}, tls: {{source: Disabled}}}}"));
+    assert!(objects(&own).is_empty(), "there is nothing beside the pods of applications");
+    let proxy = &own.sidecar.as_ref().expect("there is a sidecar").proxy;
+    let container = render::container::sidecar(proxy, &own.endpoints[0]);
+    assert_eq!(parsed(&container).listen_addr, "127.0.0.1:2379");
+    assert_eq!(container["restartPolicy"], "Always");
+    read_back::<Container>(&container);
+
+    let chained = plan("{mode: Sidecar, backendRef: {name: shared}}");
+    let proxy = &chained.sidecar.as_ref().expect("there is a sidecar").proxy;
+    let flags = parsed(&render::container::sidecar(proxy, &chained.endpoints[0]));
+    assert_eq!(flags.endpoints, ["https://x.team.svc:2379"]);
+    assert!(flags.namespace.is_empty(), "the prefix is put on where the credential is");
+    let volumes = render::container::volumes(proxy);
+    assert_eq!(volumes[0]["secret"]["secretName"], "x-client");
+    volumes.iter().for_each(read_back::<Volume>);
+    assert_eq!(parsed(&pod(&chained)["containers"][0]).namespace, b"/t/team/x/");
+}
+
+#[test]
+fn every_object_is_what_kubernetes_knows_and_can_be_pruned() {
+    for spec in [
+        format!("{{{OWN}}}"),
+        format!("{{{OWN}, {CLEAR}, hostPort: 4000, service: {{traffic: NodeOnly, annotations: {{a: b}}}}}}"),
+        format!(
+            "{{mode: Deployment, {OWN}, resources: {{requests: {{cpu: 1, memory: 64Mi}}}}, tolerations: [{{key: a, effect: NoSchedule}}], updateStrategy: {{maxSurge: 25%, maxUnavailable: 1}}}}"
+        ),
+        "{mode: Deployment, backendRef: {name: shared}}".to_owned(),
+        "{mode: Sidecar, backendRef: {name: shared}}".to_owned(),
+    ] {
+        let plan = plan(&spec);
+        let possible = render::possible(&plan.object, &plan.home);
+        for object in objects(&plan) {
+            assert!(
+                possible.contains(&Identity::of(&object)),
+                "{spec}: {:?} would never be pruned",
+                Identity::of(&object)
+            );
+            match object["kind"].as_str().expect("an object has a kind") {
+                "DaemonSet" => read_back::<DaemonSet>(&object),
+                "Deployment" => read_back::<Deployment>(&object),
+                "Service" => read_back::<Service>(&object),
+                "ServiceAccount" => read_back::<ServiceAccount>(&object),
+                "NetworkPolicy" => read_back::<NetworkPolicy>(&object),
+                "PodDisruptionBudget" => read_back::<PodDisruptionBudget>(&object),
+                other => panic!("{other} is rendered and not read back here"),
+            }
+        }
+    }
+}
+
+/// Nothing of the object is lost on the way through its type, so no field is misspelt.
+fn read_back<T: Serialize + DeserializeOwned>(object: &Value) {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object:#}: {error}"));
+    let again = serde_json::to_value(typed).expect("what was JSON is JSON");
+    assert_eq!(strip_empty(&again), strip_empty(object));
+}
+
+fn strip_empty(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, value)| **value != json!([]))
+            .map(|(key, value)| (key.clone(), strip_empty(value)))
+            .collect(),
+        Value::Array(items) => items.iter().map(strip_empty).collect(),
+        other => other.clone(),
+    }
+}
