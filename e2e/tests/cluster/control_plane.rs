@@ -96,8 +96,8 @@ impl ControlPlane {
         }
     }
 
-    /// The operator under its own account, with the committed roles.
-    pub fn start_operator(&self) -> Process {
+    /// What the operator needs before it starts: its account, with the committed roles.
+    pub fn prepare_operator(&self) {
         self.apply_text("{apiVersion: v1, kind: Namespace, metadata: {name: etcd-proxy-system}}");
         self.apply_text(
             "{apiVersion: v1, kind: ServiceAccount, metadata: {name: etcd-proxy-operator, namespace: etcd-proxy-system}}",
@@ -107,10 +107,15 @@ impl ControlPlane {
         let token = self.kubectl(&["create", "token", "etcd-proxy-operator", "-n", "etcd-proxy-system"]);
         let path = self.folder.path().join("operator.kubeconfig");
         std::fs::write(&path, kubeconfig(&self.server, token.trim())).expect("the file can be written");
+    }
+
+    /// One operator under that account.
+    pub fn start_operator(&self, name: &str) -> Process {
         let mut command = Command::new(operator_program());
-        command.env("KUBECONFIG", path).args(["run", "--image=example/etcd-proxy:1", "--listen=127.0.0.1:0"]);
-        let process = Process::spawn("operator", &mut command, b"");
-        process.expect_stderr("this process leads");
+        command.env("KUBECONFIG", self.folder.path().join("operator.kubeconfig"));
+        command.args(["run", "--image=example/etcd-proxy:1", "--listen=127.0.0.1:0", "--name", name]);
+        let process = Process::spawn(name, &mut command, b"");
+        process.expect_stderr("found the API server");
         process
     }
 

@@ -17,7 +17,10 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
     definitions::the_server_accepts_good_objects_and_refuses_bad_ones_by_field(&cluster);
 
-    let mut operator = cluster.start_operator();
+    cluster.prepare_operator();
+    let mut operator = cluster.start_operator("first");
+    operator.expect_stderr("this process leads");
+    let mut standby = cluster.start_operator("second");
     let nodes = cluster.nodes(2);
     lifecycle::a_deployment_becomes_ready_scales_and_is_put_right(&cluster);
     lifecycle::a_daemonset_takes_the_place_of_a_deployment(&cluster);
@@ -31,8 +34,13 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     lifecycle::the_account_can_do_no_more_than_it_must(&cluster);
     drop(nodes);
 
+    let lease = cluster.get("etcd-proxy-system", "lease/etcd-proxy-operator");
+    assert_eq!(lease["spec"]["holderIdentity"], "first", "one works at a time");
     operator.signal(libc::SIGTERM);
     assert_eq!(operator.wait(), 0, "the operator ends well");
+    standby.expect_stderr("this process leads");
+    standby.signal(libc::SIGTERM);
+    assert_eq!(standby.wait(), 0, "the operator ends well");
     let lease = cluster.get("etcd-proxy-system", "lease/etcd-proxy-operator");
     assert!(lease["spec"]["holderIdentity"].is_null(), "the lease is given back: {lease}");
 }
