@@ -91,8 +91,8 @@ const CLEAR: &str = "tls: {source: Disabled, insecure: true}";
 #[test]
 fn each_field_becomes_the_flag_that_it_means() {
     let flags = flags_of(&format!("{{{OWN}, keyPrefix: app/, port: 3000, metrics: {{port: 3001}}, drainSeconds: 7}}"));
-    assert_eq!(flags.listen_addr, ":3000");
-    assert_eq!(flags.metrics_addr, ["http://:3001"]);
+    assert_eq!(flags.listen_addr, "0.0.0.0:3000");
+    assert_eq!(flags.metrics_addr, ["http://0.0.0.0:3001"]);
     assert_eq!(flags.endpoints, ["http://a:1", "http://b:2"]);
     assert_eq!(flags.namespace, b"app/");
     assert_eq!(flags.drain_timeout.as_secs(), 7);

@@ -13,6 +13,9 @@ pub const USER: i64 = 65532;
 /// follow when a Secret changes.
 const FILES: &str = "/etc/etcd-proxy";
 
+/// All addresses of the pod. Not `[::]`, which fails on nodes without IPv6.
+const ANY: &str = "0.0.0.0";
+
 /// How long a sidecar may take to be ready before it is started anew; applications wait for it meanwhile.
 const STARTUP_PROBES: i64 = 60;
 
@@ -84,9 +87,9 @@ fn probe(path: &str, proxy: &Proxy, period: i64, failures: i64) -> Value {
 /// The arguments. The command that the image starts is the proxy itself.
 pub fn arguments(proxy: &Proxy, url: &str) -> Vec<String> {
     let mut flags = Flags(vec!["grpc-proxy".to_owned(), "start".to_owned()]);
-    let host = if proxy.loopback { "127.0.0.1" } else { "" };
+    let host = if proxy.loopback { "127.0.0.1" } else { ANY };
     flags.push("listen-addr", format!("{host}:{}", proxy.port));
-    flags.push("metrics-addr", format!("http://:{}", proxy.metrics_port));
+    flags.push("metrics-addr", format!("http://{ANY}:{}", proxy.metrics_port));
     flags.push("endpoints", proxy.endpoints.join(","));
     if !proxy.prefix.is_empty() {
         flags.push("namespace", &proxy.prefix);
