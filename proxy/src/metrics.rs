@@ -72,8 +72,8 @@ pub struct Metrics {
     /// Upstream watches that were taken up again after their stream broke.
     pub watch_resumes: IntCounter,
     /// Reads answered from the cache, and those that went to etcd.
-    pub cache_hits: IntCounter,
-    pub cache_misses: IntCounter,
+    pub cache_hits: IntGauge,
+    pub cache_misses: IntGauge,
     /// What the cache holds.
     pub cache_keys: IntGauge,
     pub cache_ranges: IntGauge,
@@ -174,8 +174,8 @@ impl Metrics {
             watches_gathered: family::WATCHES_GATHERED.int_counter(&registry),
             watch_log_bytes: family::WATCH_LOG_BYTES.int_gauge(&registry),
             watch_resumes: family::WATCH_RESUMES.int_counter(&registry),
-            cache_hits: family::CACHE_HITS.int_counter(&registry),
-            cache_misses: family::CACHE_MISSES.int_counter(&registry),
+            cache_hits: family::CACHE_HITS.int_gauge(&registry),
+            cache_misses: family::CACHE_MISSES.int_gauge(&registry),
             cache_keys: family::CACHE_KEYS.int_gauge(&registry),
             cache_ranges: family::CACHE_RANGES.int_gauge(&registry),
             cache_bytes: family::CACHE_BYTES.int_gauge(&registry),

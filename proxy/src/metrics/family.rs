@@ -65,8 +65,9 @@ families! {
     WATCHERS_COALESCING = gauge("etcd_grpc_proxy_watchers_coalescing_total", &[], "Client watches beyond the watches on etcd that serve them, which is how many watches etcd is spared.");
     EVENTS_COALESCING = counter("etcd_grpc_proxy_events_coalescing_total", &[], "Events handed to clients beyond those that etcd sent, which is how many events etcd is spared.");
     CACHE_KEYS = gauge("etcd_grpc_proxy_cache_keys_total", &[], "Keys that the cache holds.");
-    CACHE_HITS = counter("etcd_grpc_proxy_cache_hits_total", &[], "Reads that were answered from the cache.");
-    CACHE_MISSES = counter("etcd_grpc_proxy_cache_misses_total", &[], "Reads that went to etcd, by themselves or together with others.");
+    // Gauges that only grow, as the original declares them.
+    CACHE_HITS = gauge("etcd_grpc_proxy_cache_hits_total", &[], "Reads that were answered from the cache.");
+    CACHE_MISSES = gauge("etcd_grpc_proxy_cache_misses_total", &[], "Reads that went to etcd, by themselves or together with others.");
     HEALTH_SUCCESS = counter("etcd_server_health_success", &[], "The total number of successful health checks");
     HEALTH_FAILURES = counter("etcd_server_health_failures", &[], "The total number of failed health checks");
     // Clients.

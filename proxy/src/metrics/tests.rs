@@ -70,7 +70,7 @@ fn the_text_has_a_line_for_each_series() {
         r#"etcd_proxy_upstream_seconds_bucket{endpoint="http://a:1",grpc_method="Range",grpc_service="etcdserverpb.KV",le="+Inf"} 1"#,
         r#"etcd_proxy_tls_expiry_timestamp_seconds{role="cert",side="clients"} 60"#,
         r#"etcd_proxy_tls_reloads_total{result="failure",side="etcd"} 1"#,
-        "# TYPE etcd_grpc_proxy_cache_hits_total counter",
+        "# TYPE etcd_grpc_proxy_cache_hits_total gauge",
         "etcd_grpc_proxy_cache_hits_total 0",
     ] {
         assert!(text.lines().any(|found| found == line), "missing {line} in\n{text}");
