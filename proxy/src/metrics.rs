@@ -43,6 +43,8 @@ pub struct Metrics {
     /// Client connections that are open.
     pub connections: IntGauge,
     handshakes_failed: IntCounter,
+    /// Answers and events of etcd that held a key from outside the namespace.
+    pub withheld: IntCounter,
     /// Watches that clients hold.
     pub client_watches: IntGauge,
     /// Watches that the proxy holds on etcd to serve them.
@@ -160,6 +162,7 @@ impl Metrics {
             endpoints: Mutex::default(),
             connections: family::CONNECTIONS.int_gauge(&registry),
             handshakes_failed: family::HANDSHAKES_FAILED.int_counter(&registry),
+            withheld: family::WITHHELD.int_counter(&registry),
             client_watches: family::CLIENT_WATCHES.int_gauge(&registry),
             upstream_watches: family::UPSTREAM_WATCHES.int_gauge(&registry),
             watch_streams: family::WATCH_STREAMS.int_gauge(&registry),

@@ -74,6 +74,8 @@ families! {
     CALLS = gauge("etcd_proxy_calls", CALL, "Calls under way, streams included.");
     CONNECTIONS = gauge("etcd_proxy_client_connections", &[], "Client connections that are open.");
     HANDSHAKES_FAILED = counter("etcd_proxy_client_handshakes_failed_total", &[], "Client connections that ended before their first request.");
+    // Tenants.
+    WITHHELD = counter("etcd_proxy_withheld_total", &[], "Answers and events of etcd that held a key from outside the namespace of whoever asked, and were not handed on.");
     // Etcd.
     UPSTREAM_SECONDS = histogram("etcd_proxy_upstream_seconds", UPSTREAM, "Time from sending a call to an endpoint until its answer began.");
     UPSTREAM_ERRORS = counter("etcd_proxy_upstream_errors_total", &["endpoint", "grpc_code", "grpc_method", "grpc_service"], "Calls that an endpoint answered with an error and nothing else.");

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     exchange::{Outcome, Replies, Requests, in_time, send_all, until},
+    metrics::Metrics,
     rules::{
         caller::Caller,
         framing::{self, Decoder},
@@ -156,6 +157,7 @@ impl Forward<'_> {
         let mut size_check = SizeCheck::new(self.upstream.limits().max_answer);
         let mut strip = shape.map(|shape| Strip {
             namespace: self.namespace,
+            metrics: &self.hub.metrics,
             shape,
             decoder: Decoder::new(self.upstream.limits().max_answer),
         });
@@ -231,6 +233,7 @@ impl Forward<'_> {
                 Ok(stripped) => stripped,
                 Err(broken) => {
                     tracing::error!(?broken, "withheld an answer of etcd that does not keep to the namespace");
+                    self.hub.metrics.withheld.inc();
                     return Ok(fail(replies, &status::outside_namespace()));
                 }
             };
@@ -389,6 +392,7 @@ async fn finish(mut answer: Answer, replies: Replies) -> Code {
 /// Takes the namespace off each message of a stream.
 struct Strip<'a> {
     namespace: &'a Namespace,
+    metrics: &'a Metrics,
     shape: Shape,
     decoder: Decoder,
 }
@@ -400,6 +404,7 @@ impl Strip<'_> {
         while let Some(message) = self.decoder.next().map_err(status::unreadable_answer)? {
             let stripped = self.namespace.response(self.shape, message.bytes).map_err(|broken| {
                 tracing::error!(?broken, "withheld an answer of etcd that does not keep to the namespace");
+                self.metrics.withheld.inc();
                 status::outside_namespace()
             })?;
             framing::put_frame(&mut out, &stripped);

@@ -20,6 +20,7 @@ use crate::{
         framing,
         methods::Method,
         status::{self, Status},
+        tenant::policy::Profile,
     },
     upstream::{Collected, Upstream},
 };
@@ -57,7 +58,13 @@ impl Cluster {
             let body = requests.collect().await?;
             upstream.call(caller, method, body).await
         };
-        let Some(advertised) = &self.advertised else {
+        // Behind a profile nobody sees etcd's own members.
+        let members = match &self.advertised {
+            Some(advertised) => Some(advertised.members()),
+            None if caller.tenant().policy.profile() != Profile::Full => Some(Vec::new()),
+            None => None,
+        };
+        let Some(members) = members else {
             return match until(deadline, called).await {
                 Ok(answer) => calls::pass(answer, replies).await,
                 Err(status) => Ok(calls::fail(replies, &status)),
@@ -65,7 +72,7 @@ impl Cluster {
         };
         let exchanged = until(deadline, async {
             let collected = called.await?.collect(upstream.limits().max_answer).await?;
-            advertised.exchange(collected)
+            exchange(collected, members)
         });
         let answered = tokio::select! {
             biased;
@@ -86,15 +93,15 @@ impl Cluster {
     }
 }
 
-impl Advertised {
-    /// etcd's answer with the proxies for its members. A refusal stays as it is.
-    fn exchange(&self, answer: Collected) -> Result<Collected, Status> {
-        let Some(message) = answer.message else { return Ok(answer) };
-        let response = MemberListResponse::decode(message).map_err(status::unreadable_answer)?;
-        let shown = MemberListResponse { header: response.header, members: self.members() };
-        Ok(Collected { message: Some(Bytes::from(shown.encode_to_vec())), ..answer })
-    }
+/// etcd's answer with the proxies for its members. A refusal stays as it is.
+fn exchange(answer: Collected, members: Vec<Member>) -> Result<Collected, Status> {
+    let Some(message) = answer.message else { return Ok(answer) };
+    let response = MemberListResponse::decode(message).map_err(status::unreadable_answer)?;
+    let shown = MemberListResponse { header: response.header, members };
+    Ok(Collected { message: Some(Bytes::from(shown.encode_to_vec())), ..answer })
+}
 
+impl Advertised {
     /// In the order of their ids, as etcd lists its members; an address that is registered twice is one proxy.
     fn members(&self) -> Vec<Member> {
         let registered = self.registered.as_ref().map(watch::Receiver::borrow);
