@@ -11,7 +11,7 @@ use etcd_proxy_proto::etcdserverpb::{
     AuthUserDeleteRequest, LeaseRevokeRequest, MemberRemoveRequest, PutRequest, auth_client::AuthClient,
     cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
 };
-use tonic::{Code, transport::Channel};
+use tonic::transport::Channel;
 
 use crate::attacks::Attack;
 use crate::raw::{self, Answer};
@@ -135,7 +135,8 @@ impl Siege {
 
     async fn has_ended(&mut self, answer: &Answer) -> bool {
         // A program that panics loses its connections before it has written why and is gone.
-        let lost = answer.status.as_ref().is_some_and(|status| status.code() == Code::Unavailable);
+        // The client library words that in several ways, all of them its own and not etcd's.
+        let lost = answer.status.as_ref().is_some_and(|status| std::error::Error::source(status).is_some());
         let deadline = Instant::now() + if lost { LAST_WORDS } else { Duration::ZERO };
         while self.attacker.process.exit().is_none() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
