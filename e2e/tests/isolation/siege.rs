@@ -133,15 +133,22 @@ impl Siege {
         }
     }
 
+    /// Whether the proxy is no more. One that panics answers nobody while it writes why.
     async fn has_ended(&mut self, answer: &Answer) -> bool {
-        // A program that panics loses its connections before it has written why and is gone.
-        // The client library words that in several ways, all of them its own and not etcd's.
-        let lost = answer.status.as_ref().is_some_and(|status| std::error::Error::source(status).is_some());
-        let deadline = Instant::now() + if lost { LAST_WORDS } else { Duration::ZERO };
-        while self.attacker.process.exit().is_none() && Instant::now() < deadline {
+        if answer.is_ok() {
+            return false;
+        }
+        let put = async {
+            let channel = grpc::endpoint(self.attacker.address()).connect().await.ok()?;
+            let put = PutRequest { key: "mine-1".into(), value: "mine".into(), ..PutRequest::default() };
+            KvClient::new(channel).put(put).await.ok()
+        };
+        let lives = tokio::time::timeout(LAST_WORDS, put).await.is_ok_and(|answer| answer.is_some());
+        let deadline = Instant::now() + LAST_WORDS;
+        while !lives && self.attacker.process.exit().is_none() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        self.attacker.process.exit().is_some()
+        !lives
     }
 
     /// Takes back what an attack has done to all.
