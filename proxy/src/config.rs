@@ -21,6 +21,7 @@ use crate::{
     },
 };
 
+mod identities;
 mod tenants;
 
 /// Why flags that fit together still do not make a configuration: a file or an address is wrong.

@@ -16,6 +16,7 @@ mod siege;
 /// Calls as raw bytes.
 mod raw;
 
+mod identities;
 mod reading;
 mod table;
 

@@ -2,16 +2,19 @@
 
 use std::{fs, sync::Arc};
 
-use super::ConfigError;
+use super::{
+    ConfigError,
+    identities::{self, Rule},
+};
 use crate::{
-    flags::Flags,
+    flags::{Flags, TenancyFlags},
     go,
     rules::{
         methods::Method,
         namespace::Namespace,
         tenant::{
             Tenant,
-            identity::Tenants,
+            identity::{Identity, Tenants},
             leases::{self, LeaseBlock},
             policy::{Compaction, Policy, Profile, method_named},
         },
@@ -38,12 +41,92 @@ pub(super) fn tenants(flags: &Flags) -> Result<Tenants, ConfigError> {
              --api-profile=tenant closes that"
         );
     }
+    let rules = match &flags.config_file {
+        Some(path) => identities::read(path)?,
+        None => Vec::new(),
+    };
+    if !rules.is_empty() {
+        return by_identity(flags, own, &rules);
+    }
     let allowed = methods("api-allow", &flags.tenancy.api_allow)?;
     let denied = methods("api-deny", &flags.tenancy.api_deny)?;
     let key = lease_key(flags)?;
     let namespace = kept_apart(namespace, profile, &key);
     let policy = Policy::new(profile, compaction(&flags.tenancy.api_compact), &allowed, &denied);
     Ok(Tenants::one(own, Arc::new(Tenant::new(EVERYONE, namespace, policy))))
+}
+
+/// A tenant for each rule.
+fn by_identity(flags: &Flags, own: Arc<Tenant>, rules: &[Rule]) -> Result<Tenants, ConfigError> {
+    if flags.trusted_ca_file.is_none() {
+        return Err(refuse("client-identity tells clients apart by their certificates: give --trusted-ca-file"));
+    }
+    let everyones = TenancyFlags { lease_key_file: flags.tenancy.lease_key_file.clone(), ..Flags::default().tenancy };
+    if !flags.namespace.is_empty() || flags.tenancy != everyones {
+        return Err(refuse(
+            "with client-identity each tenant has its own namespace and profile: give no --namespace, --api-profile, \
+             --api-compact, --api-allow or --api-deny",
+        ));
+    }
+    let key = lease_key(flags)?;
+    let mut tenants: Vec<(Identity, Arc<Tenant>)> = Vec::new();
+    for rule in rules {
+        let tenant = Arc::new(tenant(rule, &key)?);
+        for (_, other) in &tenants {
+            check_apart(other, &tenant)?;
+        }
+        let identities = rule.identities().map_err(|cause| refuse(&cause))?;
+        tenants.extend(identities.into_iter().map(|identity| (identity, tenant.clone())));
+    }
+    Ok(Tenants::by_identity(own, tenants))
+}
+
+fn tenant(rule: &Rule, key: &[u8]) -> Result<Tenant, ConfigError> {
+    let wrong = |cause: &str| refuse(&format!("client-identity {:?}: {cause}", rule.name));
+    let profile = Profile::ALL.into_iter().find(|profile| profile.name() == rule.api_profile);
+    let profile = profile.ok_or_else(|| wrong("api-profile must be one of: full, tenant, read-only"))?;
+    let compaction = Compaction::ALL.into_iter().find(|compaction| compaction.name() == rule.api_compact);
+    let compaction = compaction.ok_or_else(|| wrong("api-compact must be one of: deny, ignore, allow"))?;
+    if rule.name.is_empty() {
+        return Err(wrong("it has no name"));
+    }
+    if profile == Profile::Tenant && rule.namespace.is_empty() {
+        return Err(wrong("api-profile tenant, which is the default, wants a namespace to keep the tenant in"));
+    }
+    let allowed = methods("api-allow", &rule.api_allow)?;
+    let denied = methods("api-deny", &rule.api_deny)?;
+    let namespace = kept_apart(Namespace::new(rule.namespace.clone()), profile, key);
+    Ok(Tenant::new(rule.name.clone(), namespace, Policy::new(profile, compaction, &allowed, &denied)))
+}
+
+/// Two tenants that share a prefix, as a reader and a writer may, share it knowingly. One whose prefix begins another's
+/// would hold the other without knowing.
+fn check_apart(one: &Tenant, other: &Tenant) -> Result<(), ConfigError> {
+    if one.name == other.name {
+        return Err(refuse(&format!("client-identity has two tenants of the name {:?}", one.name)));
+    }
+    if [one, other].iter().any(|tenant| tenant.policy.profile() == Profile::Full) {
+        return Ok(());
+    }
+    let (prefix, others) = (one.namespace.prefix(), other.namespace.prefix());
+    if prefix == others {
+        return Ok(());
+    }
+    // Whoever reads everything has no prefix.
+    let nested = !prefix.is_empty() && !others.is_empty() && (prefix.starts_with(others) || others.starts_with(prefix));
+    if nested {
+        let (one, other) = (&one.name, &other.name);
+        return Err(refuse(&format!(
+            "client-identity: of the namespaces of {one:?} and {other:?} one holds the other"
+        )));
+    }
+    if one.namespace.leases().is_some() && one.namespace.leases() == other.namespace.leases() {
+        let (one, other) = (&one.name, &other.name);
+        return Err(refuse(&format!(
+            "client-identity: the leases of {one:?} and {other:?} would have the same ids; give another --lease-key-file"
+        )));
+    }
+    Ok(())
 }
 
 /// The keyspace of a profile: only the full one shares leases with everyone.
@@ -95,7 +178,7 @@ fn refuse(message: &str) -> ConfigError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{flags::TenancyFlags, rules::tenant::policy::Verdict};
+    use crate::rules::tenant::policy::Verdict;
 
     fn flags(namespace: &str, change: impl FnOnce(&mut TenancyFlags)) -> Flags {
         let mut flags = Flags { namespace: namespace.into(), ..Flags::default() };
@@ -123,6 +206,39 @@ mod tests {
         check_refused(&flags("", |f| f.api_profile = "tenant".into()), "give --namespace");
         check_refused(&flags("a/", |f| f.api_deny = vec!["Range".into()]), "invalid api-deny \"Range\"");
         check_refused(&flags("a/", |f| f.api_allow = vec!["KV/Rnage".into()]), "want its service too");
+    }
+
+    #[test]
+    fn rules_that_keep_nobody_apart_are_refused() {
+        let check = |rules: &str, namespace: &str, words: &str| {
+            let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+            std::fs::write(file.path(), format!("client-identity:\n{rules}")).expect("it can be written");
+            let flags = Flags {
+                config_file: Some(file.path().into()),
+                trusted_ca_file: Some("ca".into()),
+                namespace: namespace.into(),
+                ..Flags::default()
+            };
+            match tenants(&flags) {
+                Ok(tenants) => assert!(words.is_empty() && tenants.are_by_identity(), "{rules} want {words}"),
+                Err(error) => assert!(!words.is_empty() && error.to_string().contains(words), "{error}"),
+            }
+        };
+        let rule = |name: &str, namespace: &str, more: &str| {
+            format!("- {{name: {name}, namespace: {namespace}, identities: [{{common-name: {name}}}]{more}}}\n")
+        };
+        let a = rule("a", "/a/", "");
+        check(&format!("{a}{}", rule("b", "/b/", "")), "", "");
+        check(&format!("{a}{}", rule("b", "/a/", ", api-profile: read-only")), "", "");
+        check(&format!("{a}{}", rule("b", "/", ", api-profile: full")), "", "");
+        check(&format!("{a}{}", rule("b", "/a/b/", "")), "", "one holds the other");
+        check(&format!("{}{a}", rule("b", "/a", "")), "", "one holds the other");
+        check(&format!("{a}{a}"), "", "two tenants of the name");
+        check(&rule("a", "''", ""), "", "wants a namespace");
+        check(&rule("a", "/a/", ", api-profile: some"), "", "api-profile must be one of");
+        check(&rule("a", "/a/", ", api-compact: some"), "", "api-compact must be one of");
+        check(&rule("a", "/a/", ", api-deny: [Range]"), "", "invalid api-deny");
+        check(&a, "/x/", "give no --namespace");
     }
 
     #[test]

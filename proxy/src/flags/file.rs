@@ -1,4 +1,4 @@
-//! The config file: YAML whose keys are the names of flags, and nothing else.
+//! The config file: YAML whose keys are the names of flags, and `client-identity`, which is no flag.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,6 +15,8 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// The flag that names the file cannot stand in it.
 const CONFIG_FILE: &str = "config-file";
+/// No flag: it has keys below it, and is read and judged as strictly by whoever makes tenants of it.
+const CLIENT_IDENTITY: &str = "client-identity";
 
 /// A value as its flag would be given it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +43,8 @@ fn settings(text: &str, kinds: &BTreeMap<&str, &str>) -> Result<Vec<(String, Fil
         Value::Mapping(mapping) => mapping,
         _ => return Err("want lines of the form `flag: value`".to_owned()),
     };
-    mapping.into_iter().map(|(key, value)| setting(key, value, kinds)).collect()
+    let of_flags = mapping.into_iter().filter(|(key, _)| key != CLIENT_IDENTITY);
+    of_flags.map(|(key, value)| setting(key, value, kinds)).collect()
 }
 
 fn setting(key: Value, value: Value, kinds: &BTreeMap<&str, &str>) -> Result<(String, FileValue), String> {

@@ -53,6 +53,7 @@ impl Task {
         for event in &response.events {
             if let Err(broken) = open.builder.push(self.parts.caller.namespace(), event) {
                 tracing::error!(%broken, "withheld an event of etcd that does not keep to the namespace");
+                self.parts.metrics.withheld.inc();
             }
         }
         let batch = if response.fragment {
