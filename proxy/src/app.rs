@@ -20,6 +20,7 @@ use crate::{
         health::Health,
         keepalive::KeepAlives,
         leases::Leases,
+        leasing::{self, Leasing},
         ordering::Ordering,
         watch::{
             bell::Bell,
@@ -60,6 +61,8 @@ pub struct Config {
     pub watch: hub::Config,
     pub cache: cache::Config,
     pub ordering: Ordering,
+    /// How single keys are leased, if they are.
+    pub leasing: Option<leasing::Config>,
     /// How this proxy is shown to clients that ask for the members; without it they see etcd's own.
     pub advertised: Option<Proxy>,
     /// How it registers itself among the cluster's proxies, if it does.
@@ -155,6 +158,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let cache = Cache::new(hub.clone(), metrics.clone(), config.cache);
     let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.observer()));
     let leases = Leases::default();
+    let leasing = config.leasing.map(|leasing| {
+        let (leasing, working) =
+            Leasing::start(leasing, &upstream, &config.tenants.own().namespace, &metrics, watcher.clone());
+        tasks.push(working);
+        leasing
+    });
     let health = Health::new(endpoints.clone(), watcher.observer());
     let (tenants, shard_metrics) = (config.tenants.clone(), metrics.clone());
     let watched = Arc::new(Watched {
@@ -176,6 +185,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             keepalives: keepalives.clone(),
             cluster: cluster.clone(),
             leases: leases.clone(),
+            leasing: leasing.clone(),
             health: health.clone(),
             cache: cache.clone(),
             ordering: config.ordering,

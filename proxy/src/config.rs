@@ -11,7 +11,7 @@ use crate::{
     gateway, http_proxy,
     resolver::{self, Proxy},
     server::{self, access::Access},
-    services::{cache, ordering::Ordering, watch::hub},
+    services::{cache, leasing, ordering::Ordering, watch::hub},
     tls::{self, ClientTls, ServerTls, self_signed, versions},
     upstream::{
         Limits, channel,
@@ -91,6 +91,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             max_log_bytes: flags.watch_log_max_bytes as usize,
             coalesce_threshold: flags.watch_coalesce_threshold as usize,
         },
+        leasing: leasing(flags),
         registration: advertised.clone().and_then(|this| registration(flags, this)),
         advertised,
         drain_timeout: flags.drain_timeout,
@@ -129,6 +130,15 @@ fn host_name() -> Option<String> {
 fn registration(flags: &Flags, this: Proxy) -> Option<resolver::Config> {
     let prefix = flags.resolver_prefix.clone();
     (!prefix.is_empty()).then_some(resolver::Config { prefix, ttl_seconds: flags.resolver_ttl, this })
+}
+
+fn leasing(flags: &Flags) -> Option<leasing::Config> {
+    let prefix = flags.experimental_leasing_prefix.clone();
+    (!prefix.is_empty()).then_some(leasing::Config {
+        prefix,
+        ttl_seconds: i64::from(flags.leasing_ttl),
+        max_bytes: flags.leasing_max_bytes as usize,
+    })
 }
 
 fn metrics_addresses(flags: &Flags) -> Result<Vec<app::MetricsAddress>, ConfigError> {

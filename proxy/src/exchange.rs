@@ -30,6 +30,8 @@ pub struct Requests {
     limit: usize,
     messages: Messages,
     volume: Option<Arc<Volume>>,
+    /// A whole request that was collected, to be collected again.
+    put_back: Option<Bytes>,
 }
 
 /// The one encoding that etcd takes.
@@ -92,7 +94,15 @@ impl Requests {
     /// `limit` bounds one message, in bytes without framing.
     pub fn new(stream: RecvStream, headers: &HeaderMap, limit: usize) -> Self {
         let encoding = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity").cloned();
-        Self { stream, decoder: Decoder::new(limit), encoding, limit, messages: Messages::default(), volume: None }
+        Self {
+            stream,
+            decoder: Decoder::new(limit),
+            encoding,
+            limit,
+            messages: Messages::default(),
+            volume: None,
+            put_back: None,
+        }
     }
 
     /// Counts the messages of this call.
@@ -132,6 +142,9 @@ impl Requests {
 
     /// The whole request of a call that sends one message, with its framing, as it stood on the wire.
     pub async fn collect(&mut self) -> Result<Bytes, Status> {
+        if let Some(body) = self.put_back.take() {
+            return Ok(body);
+        }
         let mut first: Option<Bytes> = None;
         let mut joined = BytesMut::new();
         while let Some(data) = self.data().await {
@@ -156,6 +169,11 @@ impl Requests {
             self.messages.received();
         }
         Ok(body)
+    }
+
+    /// Leaves a request that was collected to whoever collects it next.
+    pub fn put_back(&mut self, body: Bytes) {
+        self.put_back = Some(body);
     }
 
     /// The one message of a request that must be understood.

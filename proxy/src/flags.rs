@@ -272,6 +272,8 @@ pub struct Flags {
     pub experimental_serializable_ordering: bool,
 
     /// leasing metadata prefix for disconnected linearized reads
+    ///
+    /// No reads are served from leases without it.
     #[arg(long, help_heading = EXPERIMENTAL, value_name = "string", default_value = "")]
     pub experimental_leasing_prefix: String,
 
@@ -343,6 +345,20 @@ pub struct Flags {
     #[arg(long, help_heading = OURS, value_name = "duration", default_value = "0s", value_parser = duration)]
     #[serde(serialize_with = "as_go_duration")]
     pub cache_staleness: Duration,
+
+    /// life of the lease that leased keys hang on, in seconds
+    ///
+    /// 60 is what etcd's own leasing has. So long do writers wait for the keys of a proxy that crashed, and so long may
+    /// reads be served while etcd cannot be reached.
+    #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "60", value_parser = uint32)]
+    pub leasing_ttl: u32,
+
+    /// memory for leased keys and their values, in bytes
+    ///
+    /// 64 MiB is some two hundred thousand keys of usual size, more than one proxy leases (32,768); large values fill it
+    /// sooner. When it is full, keys that are not read are given up.
+    #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "67108864", value_parser = uint32)]
+    pub leasing_max_bytes: u32,
 
     /// largest header list of a client's request, in bytes
     ///

@@ -96,6 +96,20 @@ pub struct Metrics {
     pub keepalives_sent: IntCounter,
     /// Keys under which this proxy is registered.
     pub registrations: IntGauge,
+    /// Leasing sessions, of which there is one at most.
+    pub leasing_sessions: IntGauge,
+    /// Keys whose values are kept under leases.
+    pub leasing_keys: IntGauge,
+    /// What they take.
+    pub leasing_bytes: IntGauge,
+    /// Reads and transactions answered from them.
+    pub leasing_hits: IntCounter,
+    /// Reads that might have been, but went to etcd.
+    pub leasing_misses: IntCounter,
+    /// Keys that were acquired.
+    pub leasing_acquisitions: IntCounter,
+    /// Keys that were given up for another writer.
+    pub leasing_revocations: IntCounter,
     /// Health checks over HTTP that went well, and those that did not.
     pub health_success: IntCounter,
     pub health_failures: IntCounter,
@@ -190,6 +204,13 @@ impl Metrics {
             leases_kept_alive: family::LEASES_KEPT_ALIVE.int_gauge(&registry),
             keepalives_sent: family::KEEPALIVES_SENT.int_counter(&registry),
             registrations: family::REGISTRATIONS.int_gauge(&registry),
+            leasing_sessions: family::LEASING_SESSIONS.int_gauge(&registry),
+            leasing_keys: family::LEASING_KEYS.int_gauge(&registry),
+            leasing_bytes: family::LEASING_BYTES.int_gauge(&registry),
+            leasing_hits: family::LEASING_HITS.int_counter(&registry),
+            leasing_misses: family::LEASING_MISSES.int_counter(&registry),
+            leasing_acquisitions: family::LEASING_ACQUISITIONS.int_counter(&registry),
+            leasing_revocations: family::LEASING_REVOCATIONS.int_counter(&registry),
             health_success: family::HEALTH_SUCCESS.int_counter(&registry),
             health_failures: family::HEALTH_FAILURES.int_counter(&registry),
             reloads: Default::default(),

@@ -26,6 +26,7 @@ use crate::{
         health::Health,
         keepalive::KeepAlives,
         leases::{Leases, own},
+        leasing::{Leasing, Served},
         ordering::Ordering,
         watch,
         watch::{bell::Bell, hub::Hub},
@@ -43,6 +44,7 @@ pub struct Router {
     pub keepalives: Arc<KeepAlives>,
     pub cluster: Cluster,
     pub leases: Leases,
+    pub leasing: Option<Arc<Leasing>>,
     pub health: Health,
     /// Without one, every read goes to etcd by itself.
     pub cache: Option<Arc<Cache>>,
@@ -123,6 +125,16 @@ impl Router {
             hub: &self.hub,
             ordering: self.ordering,
             reads_only,
+        };
+        let leasing = self.leasing.as_ref().filter(|leasing| !reads_only && leasing.takes(method, forward.namespace));
+        let (requests, replies) = match leasing {
+            None => (requests, replies),
+            Some(leasing) => {
+                match Box::pin(leasing.serve(&forward, &caller, method, requests, replies, deadline)).await {
+                    Served::Here(outcome) => return outcome,
+                    Served::Elsewhere(requests, replies) => (requests, replies),
+                }
+            }
         };
         if method.lane == Lane::Range
             && let Some(cache) = &self.cache

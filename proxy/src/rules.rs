@@ -5,6 +5,7 @@ pub mod caller;
 pub mod event;
 pub mod framing;
 pub mod keys;
+pub mod leasing;
 pub mod methods;
 pub mod namespace;
 #[cfg(test)]

@@ -6,5 +6,6 @@ pub mod cluster;
 pub mod health;
 pub mod keepalive;
 pub mod leases;
+pub mod leasing;
 pub mod ordering;
 pub mod watch;

@@ -57,6 +57,7 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         keepalives: Arc::new(KeepAlives::new(upstream, metrics.clone(), drain.clone())),
         cluster: Cluster::new(None),
         leases: Leases::default(),
+        leasing: None,
         health: Health::new(endpoints.clone(), drain.clone()),
         cache: None,
         ordering: Ordering { is_strict: false },

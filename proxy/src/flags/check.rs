@@ -13,6 +13,12 @@ const MAX_LEASE_TTL: i64 = 9_000_000_000;
 pub(super) const MAX_THREADS: u32 = 1_024;
 /// Less could not hold one event of the largest size that etcd accepts by default (1.5 MiB) with its previous value.
 const MIN_WATCH_LOG_BYTES: u32 = 64 * 1_024;
+/// With a shorter one a single renewal that is lost would end the session; beyond a day, writers would wait for ever for
+/// a proxy that crashed.
+const MIN_LEASING_TTL: u32 = 2;
+const MAX_LEASING_TTL: u32 = 24 * 60 * 60;
+/// Less could not hold a hundred keys.
+const MIN_LEASING_BYTES: u32 = 64 * 1_024;
 /// The least that holds the headers of a gRPC call with a token.
 const MIN_HEADER_LIST_BYTES: u32 = 4 * 1_024;
 /// What grpc-go accepts by default; beyond it the limit protects nothing.
@@ -117,6 +123,8 @@ impl Flags {
         }
         check_range("threads", self.threads, 0, MAX_THREADS)?;
         check_range("watch-log-max-bytes", self.watch_log_max_bytes, MIN_WATCH_LOG_BYTES, u32::MAX)?;
+        check_range("leasing-ttl", self.leasing_ttl, MIN_LEASING_TTL, MAX_LEASING_TTL)?;
+        check_range("leasing-max-bytes", self.leasing_max_bytes, MIN_LEASING_BYTES, u32::MAX)?;
         check_range("max-header-list-bytes", self.max_header_list_bytes, MIN_HEADER_LIST_BYTES, MAX_HEADER_LIST_BYTES)
     }
 
@@ -148,10 +156,6 @@ impl Flags {
             (
                 self.cache_bytes == 0 && !self.cache_staleness.is_zero(),
                 "cache-staleness has no effect, since cache-bytes is 0",
-            ),
-            (
-                !self.experimental_leasing_prefix.is_empty(),
-                "experimental-leasing-prefix has no effect: every read reaches etcd",
             ),
         ];
         cases.into_iter().filter(|(applies, _)| *applies).map(|(_, warning)| warning.to_owned()).collect()

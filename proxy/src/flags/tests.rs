@@ -132,6 +132,8 @@ fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("watch-coalesce-threshold", "10", |f| f.watch_coalesce_threshold = 10),
         ("cache-bytes", "1048576", |f| f.cache_bytes = 1_048_576),
         ("cache-staleness", "5ms", |f| f.cache_staleness = Duration::from_millis(5)),
+        ("leasing-ttl", "5", |f| f.leasing_ttl = 5),
+        ("leasing-max-bytes", "1048576", |f| f.leasing_max_bytes = 1_048_576),
         ("max-header-list-bytes", "8192", |f| f.max_header_list_bytes = 8_192),
         ("max-connections", "9", |f| f.max_connections = 9),
         ("connection-timeout", "4s", |f| f.connection_timeout = Duration::from_secs(4)),
@@ -669,6 +671,8 @@ fn check_refuses_what_cannot_work_and_says_what_would_be_right() {
         (&["--connection-timeout=0"], "invalid connection-timeout 0s: it should be greater than 0"),
         (&["--threads=1025"], "invalid threads 1025: it should be 0 to 1024"),
         (&["--watch-log-max-bytes=1"], "invalid watch-log-max-bytes 1: it should be 65536 to 4294967295"),
+        (&["--leasing-ttl=1"], "invalid leasing-ttl 1: it should be 2 to 86400"),
+        (&["--leasing-max-bytes=1"], "invalid leasing-max-bytes 1: it should be 65536 to 4294967295"),
         (&["--max-header-list-bytes=1"], "invalid max-header-list-bytes 1: it should be 4096 to 16777216"),
     ];
     for (words, part) in refusals {

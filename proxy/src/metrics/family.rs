@@ -108,6 +108,14 @@ families! {
     LEASES_KEPT_ALIVE = gauge("etcd_proxy_leases_kept_alive", &[], "Leases that were renewed lately, each counted until the TTL that etcd gave it has passed since.");
     KEEPALIVES_SENT = counter("etcd_proxy_keepalives_sent_total", &[], "Lease keepalive requests that went to etcd.");
     REGISTRATIONS = gauge("etcd_proxy_registrations", &[], "Keys under which this proxy is registered: 1 while it is, 0 without --resolver-prefix.");
+    // Leasing.
+    LEASING_SESSIONS = gauge("etcd_proxy_leasing_sessions", &[], "Leasing sessions: 1 while this proxy has one, 0 without --experimental-leasing-prefix.");
+    LEASING_KEYS = gauge("etcd_proxy_leasing_keys", &[], "Keys that this proxy owns and answers reads of by itself.");
+    LEASING_BYTES = gauge("etcd_proxy_leasing_bytes", &[], "Memory that the leased keys and values take, about.");
+    LEASING_HITS = counter("etcd_proxy_leasing_hits_total", &[], "Reads and transactions answered from leased keys, without etcd.");
+    LEASING_MISSES = counter("etcd_proxy_leasing_misses_total", &[], "Reads of single keys that went to etcd with leasing on.");
+    LEASING_ACQUISITIONS = counter("etcd_proxy_leasing_acquisitions_total", &[], "Keys that this proxy came to own.");
+    LEASING_REVOCATIONS = counter("etcd_proxy_leasing_revocations_total", &[], "Keys given up because another writer asked for them.");
     // Certificates.
     TLS_EXPIRY = gauge("etcd_proxy_tls_expiry_timestamp_seconds", TLS_FILE, "When the certificate, CA or revocation list in use runs out, as seconds since 1970; side is clients or etcd, role is cert, ca or crl.");
     TLS_FILE_CURRENT = gauge("etcd_proxy_tls_file_current", TLS_FILE, "1 if the newest content of a TLS file is in use, 0 if it could not be used and older content is.");

@@ -240,6 +240,11 @@ pub fn no_leader() -> Status {
     Status::unavailable("etcdserver: no leader")
 }
 
+/// A key is leased to someone who does not give it up; nothing was written.
+pub fn leasing_key_held() -> Status {
+    Status::unavailable("etcdserver: request timed out, waiting for the owner of a leasing key to give it up")
+}
+
 /// The client ended a watch stream.
 pub fn watch_canceled() -> Status {
     Status::cancelled("etcdserver: watch canceled")

@@ -59,7 +59,7 @@ pub struct Config {
 }
 
 /// Metadata by which a caller keeps a read away from the cache.
-const SWITCH: HeaderName = HeaderName::from_static("etcd-proxy-cache");
+pub const SWITCH: HeaderName = HeaderName::from_static("etcd-proxy-cache");
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
