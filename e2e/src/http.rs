@@ -31,6 +31,11 @@ pub fn post(address: &str, path: &str, json: &str) -> std::io::Result<Answer> {
     request("POST", address, path, json)
 }
 
+/// DELETE `http://address/path`.
+pub fn delete(address: &str, path: &str) -> std::io::Result<Answer> {
+    request("DELETE", address, path, "")
+}
+
 fn request(method: &str, address: &str, path: &str, body: &str) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -25,6 +25,8 @@ pub mod docs;
 /// A plain HTTP/1.0 GET, for health and metrics.
 pub mod http;
 
+/// A kube-apiserver on any etcd.
+pub mod apiserver;
 /// A real etcd cluster.
 pub mod etcd;
 /// A real etcdctl.
@@ -34,6 +36,7 @@ pub mod grpc;
 /// A proxy, ours or etcd's own.
 pub mod proxy;
 
+pub use apiserver::ApiServer;
 pub use certs::{Authority, Pair};
 pub use dns::NameServer;
 pub use etcd::{Etcd, Tls};
