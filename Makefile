@@ -1,9 +1,10 @@
 # What a person or CI can do with this repository; each target works from any
-# directory (make -C or -f) and without root.
+# directory (make -C or -f), and all but the clusters without root.
 
 root := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 target := $(or $(CARGO_TARGET_DIR),$(root)/target)
 phase := $(root)/tools/phase.sh
+cluster := $(or $(ETCD_PROXY_CLUSTER),$(target)/cluster)
 
 # Where the installers of Rust and Go put them; CI shells often leave these out.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
@@ -11,16 +12,31 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 # The programs that cargo test leaves behind serve the demo and etcd's suites too.
 debug_proxy := ETCD_PROXY_BIN=$(target)/debug/etcd-proxy
 
-.PHONY: help build demo test lint conformance versus versus-gateway fanout prerequisites
+# A static binary runs on any Linux of its kind; naming the platform keeps the flag from the build's own helpers.
+# Paths of this machine stay out of the programs, so that the same source gives the same bytes elsewhere.
+static := -C target-feature=+crt-static --remap-path-prefix=$(root)=etcd-proxy --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
+
+.PHONY: help build image cluster cluster-down demo test lint conformance versus versus-gateway fanout prerequisites
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 16
 
-# A static binary runs on any Linux of its kind; naming the platform keeps the flag from the build's own helpers.
 build: prerequisites ## The static release binary, target/release/etcd-proxy
 	cd $(root) && host=$$(rustc -vV | sed -n 's/^host: //p') && \
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $$host -p etcd-proxy && \
+	RUSTFLAGS="$(static)" cargo build --locked --release --target $$host -p etcd-proxy && \
 	install -D $(target)/$$host/release/etcd-proxy $(target)/release/etcd-proxy
+
+image: prerequisites ## The image of proxy and operator, target/image.tar; no registry, no root, the same bytes each time
+	cd $(root) && host=$$(rustc -vV | sed -n 's/^host: //p') && \
+	RUSTFLAGS="$(static)" cargo build --locked --release --target $$host -p etcd-proxy -p etcd-proxy-operator && \
+	$(root)/deploy/image/build.sh $(target)/$$host/release $(target)/image.tar
+
+cluster: prerequisites ## A whole Kubernetes on this machine, with the operator, to play with; IMAGE=target/image.tar for the release build
+	$(if $(IMAGE),,cd $(root) && cargo build --locked -p etcd-proxy -p etcd-proxy-operator)
+	@PROGRAMS=$(target)/debug ETCD_PROXY_CLUSTER=$(cluster) $(root)/e2e/cluster/up.sh
+
+cluster-down: ## Takes it away again
+	@ETCD_PROXY_CLUSTER=$(cluster) $(root)/e2e/cluster/down.sh
 
 demo: prerequisites ## Three etcd members, two proxies and a short session; KEEP=1 leaves them running
 	@$(root)/e2e/demo.sh

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the foreign programs that tests, demo and comparisons run: etcd,
-# etcdctl, etcdutl, etcd's benchmark, etcd's own test suites, and Kubernetes'
-# control plane with kubectl, each at the version that the go.mod of the same
-# name pins.
+# etcdctl, etcdutl, etcd's benchmark, etcd's own test suites, and Kubernetes
+# (control plane, kubectl, what runs on a node, and a small DNS), each at the
+# version that the go.mod of the same name pins.
 #
 # usage: tools/build.sh NAME...      NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes
 #
@@ -19,7 +19,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 GO_NEEDED=1.26.0
 
 # A build that hangs must not hang its callers for ever. A cold build on two
-# slow cores takes about five minutes, Kubernetes' fifteen, and callers queue
+# slow cores takes about five minutes, Kubernetes' seventeen, and callers queue
 # behind one another.
 LOCK_SECONDS=1800
 
@@ -61,7 +61,7 @@ programs() {
     etcd-*) echo etcd etcdctl etcdutl ;;
     benchmark) echo benchmark ;;
     conformance) echo e2e.test common.test no_proxy.test ;;
-    kubernetes) echo kube-apiserver kube-controller-manager kube-scheduler kubectl ;;
+    kubernetes) echo kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet kube-proxy cluster-dns ;;
   esac
 }
 
@@ -166,7 +166,7 @@ compile() {
     kubernetes)
       # Without a version of their own the programs call themselves v0.0.0, and clients refuse that.
       go build -trimpath -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=v$(pinned kubernetes)" \
-        -o "$out/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubectl}
+        -o "$out/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubectl,kubelet,kube-proxy} ./cluster-dns
       ;;
   esac
 }
@@ -193,7 +193,7 @@ compile_suites() {
 
 build() {
   local name=$1 version bin temporary minutes="1 to 4"
-  [[ $name != kubernetes ]] || minutes="6 to 15"
+  [[ $name != kubernetes ]] || minutes="6 to 17"
   version=$(pinned "$name")
   [[ -n "$version" ]] || die "$here/$name/go.mod pins no version"
   bin=$cache/${name%-3.?}-$version/bin
