@@ -2,7 +2,7 @@
 //! etcd for all who ask the same at the same time.
 //!
 //! Nothing is shared among callers whom etcd could tell apart. What is read often is held as a range of keys at a known
-//! revision ([`entry`]) and answered here; what is not is forwarded, once for those who wait together ([`flights`]).
+//! revision ([`entry`]) and answered here; what is not is forwarded, once for those who wait together ([`forwarded`]).
 
 use std::{
     collections::HashMap,
@@ -20,12 +20,14 @@ use prost::Message as _;
 
 mod entry;
 mod flights;
+mod forwarded;
 mod frequency;
 mod load;
 mod rounds;
 
 use entry::{Answer, Entry, Feeding, NoAnswer, Rights};
-use flights::{Flight, Flights, Key, Others, Place, Turn};
+use flights::{Flights, Key};
+use forwarded::Read;
 use frequency::Frequency;
 use load::{Load, NotLoaded};
 
@@ -45,7 +47,7 @@ use crate::{
         status::{self, Code},
         wire,
     },
-    upstream::{Collected, Upstream},
+    upstream::Upstream,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -83,8 +85,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 const TOO_LARGE_FOR: Duration = Duration::from_secs(60);
 /// Ranges that are remembered for that; when there are more, some are forgotten and tried too early.
 const MAX_PUT_OFF: usize = 1024;
-/// How long one read on behalf of many may take; clients give up on their own before.
-const SHARED_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the cache is looked through for what is idle or too much.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Shorter answers are copied into one piece with their header.
@@ -352,91 +352,6 @@ impl Cache {
         }
         put_off.insert(name, Instant::now() + time);
     }
-
-    // === reads that etcd answers ===
-
-    /// Sends a read to etcd, together with those who ask the same.
-    async fn fly(self: &Arc<Self>, mut read: Read<'_>, key: Key) -> Outcome {
-        let name = self.frequency.name(&key);
-        if self.is_put_off(name) {
-            return read.send(()).await;
-        }
-        let floor = read.caller.connection.shown.revision();
-        loop {
-            let mut told = match self.flights.board(key.clone()) {
-                Place::Alone(flight) => return read.send(flight).await,
-                Place::Waiting(told) => told,
-            };
-            loop {
-                let turn = tokio::select! {
-                    biased;
-                    turn = until(read.deadline, async { Ok((&mut told).await) }) => turn,
-                    gone = read.replies.gone() => return Err(gone),
-                };
-                match turn {
-                    Ok(Ok(Turn::Lead(flight, others))) if others.is_empty() => return read.send(flight).await,
-                    Ok(Ok(Turn::Lead(flight, mut others))) => {
-                        told = others.join();
-                        self.lead(&read, &key, name, flight, others);
-                    }
-                    Ok(Ok(Turn::Answer(Some(Ok(collected))))) if !is_older(&collected, floor) => {
-                        return read.forward.reply(read.caller, read.method, collected, read.replies).await;
-                    }
-                    Ok(Ok(Turn::Answer(Some(Err(status))))) => return Ok(fail(read.replies, &status)),
-                    Ok(Ok(Turn::Answer(_))) => return read.send(()).await,
-                    // Who was to tell has left; others may be about to read.
-                    Ok(Err(_)) => break,
-                    Err(status) => return Ok(fail(read.replies, &status)),
-                }
-            }
-        }
-    }
-
-    /// Reads once for several, in a task that none of them can end by leaving.
-    fn lead(self: &Arc<Self>, read: &Read<'_>, key: &Key, name: u64, flight: Flight, others: Others) {
-        self.metrics.reads_merged.inc_by(others.len() as u64 - 1);
-        let opened = read.forward.open(read.method, &read.requests, &read.body);
-        let metadata = key.credentials.metadata();
-        let caller = Caller { connection: read.caller.connection.clone(), metadata };
-        let (cache, upstream, method) = (self.clone(), read.forward.upstream.clone(), read.method);
-        let body = read.body.clone();
-        let limit = self.config.max_bytes / MAX_PART;
-        tokio::spawn(async move {
-            let answer = tokio::time::timeout(SHARED_READ_TIMEOUT, async {
-                let answer = upstream.call(&caller, method, opened?.unwrap_or(body)).await?;
-                answer.collect(limit.min(upstream.limits().max_answer)).await
-            });
-            let answer = match answer.await {
-                Ok(Err(status)) if status.code() == Code::ResourceExhausted => {
-                    cache.put_off(name, TOO_LARGE_FOR);
-                    None
-                }
-                Ok(answer) => Some(answer),
-                Err(_) => None,
-            };
-            others.tell(&answer);
-            drop(flight);
-        });
-    }
-}
-
-/// A read on its way to etcd.
-struct Read<'a> {
-    forward: &'a Forward<'a>,
-    caller: &'a Caller,
-    method: &'static Method,
-    requests: Requests,
-    body: Bytes,
-    replies: Replies,
-    deadline: Option<Instant>,
-}
-
-impl Read<'_> {
-    /// Sends it by itself. `until_answered` is dropped as soon as etcd begins to answer.
-    async fn send(self, until_answered: impl Sized) -> Outcome {
-        let Self { forward, caller, method, requests, body, replies, deadline } = self;
-        forward.send(caller, method, requests, body, replies, deadline, until_answered).await
-    }
 }
 
 /// The message of a request that may be answered here: one that is not compressed, of a caller who did not ask for
@@ -454,12 +369,6 @@ fn plain_message(caller: &Caller, body: &Bytes, deadline: Option<Instant>) -> Op
         Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => Some(body.slice(framing::PREFIX_LEN..)),
         _ => None,
     }
-}
-
-/// Whether an answer that was asked for another caller's sake is behind what this one has been shown.
-fn is_older(collected: &Collected, floor: i64) -> bool {
-    let revision = collected.message.as_deref().and_then(wire::header_revision);
-    revision.is_some_and(|revision| revision < floor)
 }
 
 /// The most that the header of an answer takes: its four numbers with their tags, and its own.

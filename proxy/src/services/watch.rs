@@ -29,13 +29,21 @@ use hub::Hub;
 use session::Session;
 
 /// Serves one client stream to its end.
-pub async fn serve(
+///
+/// Watches are many and live long, so their memory counts. An `async fn` would hold all of its arguments twice, as they
+/// came and as its body has them; a block that owns them and lends them out holds each once.
+pub fn serve(
     hub: &Arc<Hub>,
     bell: &Arc<Bell>,
     caller: &Caller,
-    requests: Requests,
-    replies: Replies,
+    mut requests: Requests,
+    mut replies: Replies,
     deadline: Option<Instant>,
-) -> Outcome {
-    Session::new(hub, bell, caller).run(requests, replies, deadline).await
+) -> impl Future<Output = Outcome> + Send {
+    let mut session = Session::new(hub, bell, caller);
+    async move {
+        let status = session.run(&mut requests, &mut replies, deadline).await?;
+        replies.fail(&status);
+        Ok(status.code())
+    }
 }

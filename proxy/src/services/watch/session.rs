@@ -29,12 +29,12 @@ use super::{
     log::{End, Read, Refused, Seat, Subscriber},
 };
 use crate::{
-    exchange::{Gone, Outcome, Replies, Requests, passed},
+    exchange::{Gone, Replies, Requests, passed},
     rules::{
         caller::{Caller, Connection},
         framing,
         keys::KeyRange,
-        status::{self, Code, Status},
+        status::{self, Status},
     },
 };
 
@@ -141,13 +141,13 @@ impl Session {
         }
     }
 
-    /// Serves until the client leaves or the stream has to end.
+    /// Serves until the client leaves or the stream has to end, and says with what.
     pub async fn run(
-        mut self,
-        mut requests: Requests,
-        mut replies: Replies,
+        &mut self,
+        requests: &mut Requests,
+        replies: &mut Replies,
         deadline: Option<std::time::Instant>,
-    ) -> Outcome {
+    ) -> Result<Status, Gone> {
         replies.begin(http::HeaderMap::new())?;
         let feed = self.feed.clone();
         let failed = feed.failed();
@@ -162,22 +162,22 @@ impl Session {
             ready.drain(..).for_each(|key| self.give_turn(key));
             self.turns.extend(progress.map(Turn::Progress));
             self.fill();
-            if let Some(status) = &self.lost {
-                return Ok(end(replies, status));
+            if let Some(status) = self.lost.take() {
+                return Ok(status);
             }
             let wanted = self.out.len();
             tokio::select! {
-                sent = send_some(&mut replies, &mut self.out) => sent?,
-                () = drain.signaled() => return Ok(end(replies, &status::draining())),
-                status = &mut failed => return Ok(end(replies, &status)),
-                () = &mut late => return Ok(end(replies, &status::deadline_exceeded())),
+                sent = send_some(replies, &mut self.out) => sent?,
+                () = drain.signaled() => return Ok(status::draining()),
+                status = &mut failed => return Ok(status),
+                () = &mut late => return Ok(status::deadline_exceeded()),
                 Some(asked) = self.asked.next(), if wanted < OUT_HIGH_WATER => self.answer(asked),
                 request = requests.next(), if !half_closed && self.asked.len() < MAX_UNANSWERED => match request {
                     Some(Ok(message)) => match WatchRequest::decode(message) {
                         Ok(request) => self.ask(request),
-                        Err(error) => return Ok(end(replies, &status::malformed(error))),
+                        Err(error) => return Ok(status::malformed(error)),
                     },
-                    Some(Err(status)) => return Ok(end(replies, &status)),
+                    Some(Err(status)) => return Ok(status),
                     // etcd goes on sending to a client that has nothing more to ask.
                     None => half_closed = true,
                 },
@@ -489,9 +489,4 @@ async fn send_some(replies: &mut Replies, out: &mut BytesMut) -> Result<(), Gone
     let room = room.await?;
     let chunk: Bytes = out.split_to(room.min(out.len())).freeze();
     replies.send(chunk)
-}
-
-fn end(replies: Replies, status: &Status) -> Code {
-    replies.fail(status);
-    status.code()
 }
