@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -74,6 +74,12 @@ impl Authority {
         self.issue(file, None, usable_now(), &[])
     }
 
+    /// A client certificate without a common name whose owner is this URI, as SPIFFE has it.
+    pub fn client_for_uri(&self, file: &str, uri: &str) -> Pair {
+        let uri = SanType::URI(uri.try_into().expect("a URI is ASCII"));
+        self.issue_with(file, None, usable_now(), &[], &[uri])
+    }
+
     /// A client certificate that expired yesterday.
     pub fn expired_client(&self, file: &str, user: &str) -> Pair {
         self.issue(file, Some(user), expired(), &[])
@@ -111,8 +117,20 @@ impl Authority {
         validity: (OffsetDateTime, OffsetDateTime),
         hosts: &[&str],
     ) -> Pair {
+        self.issue_with(file, name, validity, hosts, &[])
+    }
+
+    fn issue_with(
+        &self,
+        file: &str,
+        name: Option<&str>,
+        validity: (OffsetDateTime, OffsetDateTime),
+        hosts: &[&str],
+        more: &[SanType],
+    ) -> Pair {
         let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
         let mut params = CertificateParams::new(hosts).expect("hosts are valid names or addresses");
+        params.subject_alt_names.extend_from_slice(more);
         let serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
         params.serial_number = Some(SerialNumber::from(serial));
         params.distinguished_name = name.map(named).unwrap_or_else(nameless);

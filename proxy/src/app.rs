@@ -33,6 +33,7 @@ use crate::{
         discovery::{self, Discovery},
         endpoint::Endpoint,
         endpoints::Endpoints,
+        users::{self, Users},
     },
 };
 
@@ -58,6 +59,8 @@ pub struct Config {
     pub limits: upstream::Limits,
     pub health: upstream::health::Config,
     pub tenants: Tenants,
+    /// As whom the proxy can ask etcd.
+    pub users: Vec<users::Config>,
     pub watch: hub::Config,
     pub cache: cache::Config,
     pub ordering: Ordering,
@@ -134,7 +137,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let endpoints = Endpoints::new(config.endpoints.clone());
     let channel = Arc::new(config.channel.clone());
-    let upstream = Upstream::new(endpoints.clone(), channel.clone(), config.limits, metrics.clone());
+    let users = Users::new(config.users, &metrics);
+    let upstream = Upstream::new(endpoints.clone(), channel.clone(), users, config.limits, metrics.clone());
     let (trigger, watcher) = drain::channel();
     let mut tasks = vec![tokio::spawn(upstream::health::run(upstream.clone(), config.health))];
 

@@ -23,6 +23,7 @@ use crate::{
 
 mod identities;
 mod tenants;
+mod users;
 
 /// Why flags that fit together still do not make a configuration: a file or an address is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,7 @@ const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Reads the files that the flags name.
 pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
     let advertised = advertised(flags);
+    let (tenants, users) = tenants::tenants(flags)?;
     let endpoints: Vec<Arc<Endpoint>> =
         configured_endpoints(flags).iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
     Ok(app::Config {
@@ -74,13 +76,15 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
             keepalive_time: flags.dial_keepalive_time,
             keepalive_timeout: flags.dial_keepalive_timeout,
             keepalive_without_stream: flags.permit_without_stream,
+            is_judge: true,
         },
         limits: Limits {
             max_request: bounded(flags.max_send_bytes).saturating_add(GRPC_OVERHEAD_BYTES),
             max_answer: bounded(flags.max_recv_bytes),
         },
         health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
-        tenants: tenants::tenants(flags)?,
+        tenants,
+        users,
         cache: cache::Config {
             max_bytes: usize::try_from(flags.cache_bytes).unwrap_or(usize::MAX),
             staleness: flags.cache_staleness,

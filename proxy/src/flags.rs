@@ -20,6 +20,7 @@ mod table;
 mod tenancy;
 #[cfg(test)]
 mod tests;
+mod user;
 
 pub use check::{MetricsUrl, metrics_urls};
 pub use environment::{env_name, process_env};
@@ -28,6 +29,7 @@ pub use json::JsonFlags;
 pub use parse::{Invocation, parse};
 pub use refusal::Refusal;
 pub use tenancy::{COMPACTIONS, PROFILES, TenancyFlags};
+pub use user::UserFlags;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -51,15 +53,17 @@ const LIMITS: &str = "Limits and keepalive";
 const HTTP: &str = "HTTP and metrics";
 const LOGGING: &str = "Logging";
 const EXPERIMENTAL: &str = "Experimental";
+const LOGIN: &str = "Login to etcd";
 const TENANTS: &str = "Tenants";
 const OURS: &str = "Only in etcd-proxy";
 
 /// The groups in the order in which help and docs show them.
-const GROUPS: [&str; 12] = [
+const GROUPS: [&str; 13] = [
     ENDPOINTS,
     REGISTRATION,
     PROXYING,
     CLIENT_TLS,
+    LOGIN,
     SERVER_TLS,
     PEER_TLS,
     LIMITS,
@@ -148,6 +152,10 @@ pub struct Flags {
     /// do not verify the certificates of the etcd servers (CAUTION: for testing purposes only)
     #[arg(long, help_heading = CLIENT_TLS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
     pub insecure_skip_tls_verify: bool,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub login: UserFlags,
 
     /// certificate file with which this proxy identifies itself to clients
     #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "", value_parser = path())]

@@ -115,6 +115,8 @@ pub struct Metrics {
     pub health_failures: IntCounter,
     /// By side and then by [`RELOAD_RESULTS`].
     reloads: [[AtomicU64; 2]; 2],
+    /// By [`Login`].
+    logins: [AtomicU64; 3],
 }
 
 /// What others know, as of the moment when someone asks.
@@ -159,6 +161,17 @@ impl Side {
     }
 }
 
+/// How a login at etcd ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Login {
+    Accepted,
+    /// Name or password did not do.
+    Refused,
+    /// etcd could not be asked.
+    Failed,
+}
+
+const LOGIN_RESULTS: [&str; 3] = ["success", "refused", "unreached"];
 const RELOAD_RESULTS: [&str; 2] = ["success", "failure"];
 
 impl Default for Metrics {
@@ -214,6 +227,7 @@ impl Metrics {
             health_success: family::HEALTH_SUCCESS.int_counter(&registry),
             health_failures: family::HEALTH_FAILURES.int_counter(&registry),
             reloads: Default::default(),
+            logins: Default::default(),
             registry,
         }
     }
@@ -249,6 +263,11 @@ impl Metrics {
         self.reloads[side as usize][usize::from(!succeeded)].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a login at etcd.
+    pub fn logged_in(&self, outcome: Login) {
+        self.logins[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Everything in Prometheus' text format.
     pub fn text(&self, observed: &Observed) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.gather(observed))
@@ -262,6 +281,7 @@ impl Metrics {
         let staleness = Duration::from_micros(self.staleness.load(Ordering::Relaxed));
         families.extend(family::CACHE_STALENESS.single(staleness.as_secs_f64()));
         families.extend(self.gather_reloads());
+        families.extend(self.gather_logins());
         families.extend(gather_observed(observed));
         families.extend(process::gather());
         families.sort_by(|one, other| one.name().cmp(other.name()));
@@ -288,6 +308,15 @@ impl Metrics {
         [family::WATCHERS_COALESCING.single(watches as f64), family::EVENTS_COALESCING.single(events as f64)]
             .into_iter()
             .flatten()
+    }
+
+    fn gather_logins(&self) -> Option<MetricFamily> {
+        let counts =
+            LOGIN_RESULTS.iter().zip(&self.logins).map(|(result, count)| (result, count.load(Ordering::Relaxed)));
+        let series = counts
+            .filter(|(_, count)| *count > 0)
+            .map(|(result, count)| Series { labels: vec![(*result).to_owned()], value: Value::Number(count as f64) });
+        family::LOGINS.gathered(series)
     }
 
     fn gather_reloads(&self) -> Option<MetricFamily> {

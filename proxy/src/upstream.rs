@@ -4,6 +4,7 @@
 //! serves; it goes on to another when nothing of it was sent, or when sending it twice changes nothing.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -16,11 +17,13 @@ use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request};
 use crate::{
     metrics::{self, Metrics},
     rules::{
-        caller::Caller,
+        caller::{self, Caller},
         framing,
         methods::{self, Method},
         status::{self, Code, Status, Trouble},
+        tenant::UserNumber,
     },
+    tls::ClientTls,
 };
 
 pub mod channel;
@@ -32,16 +35,21 @@ pub mod incoming;
 mod last_words;
 pub mod pages;
 mod tonic_service;
+pub mod users;
 
 use channel::{Channels, DialError, Place};
 use endpoint::{Endpoint, Security, State};
 use endpoints::Endpoints;
+use users::{Pass, Users};
 
 /// What the rest of the proxy holds to reach etcd. Each shard has its own, over the same endpoints.
 #[derive(Clone)]
 pub struct Upstream {
     endpoints: Arc<Endpoints>,
     channels: Channels,
+    /// Those that show the certificate of a user.
+    channels_of_users: Arc<HashMap<UserNumber, Channels>>,
+    users: Arc<Users>,
     limits: Limits,
     metrics: Arc<Metrics>,
 }
@@ -83,6 +91,8 @@ pub struct Collected {
 pub struct Duplex {
     pub endpoint: Arc<Endpoint>,
     pub send: SendStream<Bytes>,
+    /// What it was begun with, if it is made as a user who logs in.
+    pub pass: Option<Pass>,
     response: ResponseFuture,
     place: Place,
 }
@@ -94,6 +104,9 @@ const PATIENCE_BEFORE_WATCHING: Duration = Duration::from_millis(100);
 const MAX_PASSED: u32 = 5;
 /// The wait before the first of them, growing by as much each time.
 const PASSED_BACKOFF: Duration = Duration::from_millis(10);
+
+/// Set by gateways from HTTP.
+const GATEWAY_ACCEPT: &str = "grpcgateway-accept";
 
 /// How an attempt failed.
 enum Failure {
@@ -107,15 +120,18 @@ impl Upstream {
     pub fn new(
         endpoints: Arc<Endpoints>,
         channel: Arc<channel::Config>,
+        users: Arc<Users>,
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { endpoints, channels: Channels::new(channel), limits, metrics }
+        let channels_of_users = channels_of_users(&users, &channel);
+        Self { endpoints, channels: Channels::new(channel), channels_of_users, users, limits, metrics }
     }
 
     /// The same endpoints with connections of its own, for another thread.
     pub fn for_shard(&self, channel: Arc<channel::Config>) -> Self {
-        Self { channels: Channels::new(channel), ..self.clone() }
+        let channels_of_users = channels_of_users(&self.users, &channel);
+        Self { channels: Channels::new(channel), channels_of_users, ..self.clone() }
     }
 
     pub fn endpoints(&self) -> &Arc<Endpoints> {
@@ -139,21 +155,30 @@ impl Upstream {
         body: Bytes,
         avoid: &[Arc<Endpoint>],
     ) -> Result<Answer, Status> {
+        let mut pass = self.users.pass(self, caller, method.path).await?;
+        let mut has_fresh_pass = false;
         let mut tried = avoid.to_vec();
         let mut last = None;
         let mut passed = 0;
         while let Some(endpoint) = self.endpoints.pick(caller.connection.number, &tried) {
             tried.push(endpoint.clone());
             let started = Instant::now();
-            let mut outcome = self.attempt_while_best(caller, method, &endpoint, &body, &tried).await;
+            let mut outcome = self.attempt_while_best(caller, pass.as_ref(), method, &endpoint, &body, &tried).await;
             if matches!(outcome, Err(Failure::Unsent(_))) && endpoint.state() != State::Unreachable {
                 // The pooled connection had ended; a fresh one to the same member is worth one try.
-                outcome = self.attempt_while_best(caller, method, &endpoint, &body, &tried).await;
+                outcome = self.attempt_while_best(caller, pass.as_ref(), method, &endpoint, &body, &tried).await;
             }
             match outcome {
                 Ok(answer) => {
                     let code = answer.code();
                     endpoint.calls(&self.metrics).answered(method, code, started.elapsed());
+                    // etcd looks at who asks before it does anything, so even a write may be asked for again.
+                    if !has_fresh_pass && pass.as_ref().is_some_and(|pass| pass.is_refused_by(&answer)) {
+                        has_fresh_pass = true;
+                        pass = self.users.pass(self, caller, method.path).await?;
+                        tried.pop();
+                        continue;
+                    }
                     match trouble(&answer) {
                         Some(Trouble::Refused) if self.is_better_elsewhere(caller, &tried) => (),
                         Some(Trouble::Sick) if method.is_retry_safe() && self.is_better_elsewhere(caller, &tried) => (),
@@ -189,7 +214,8 @@ impl Upstream {
         path: &str,
         body: Bytes,
     ) -> Result<Answer, Status> {
-        self.attempt(caller, path, endpoint, body).await.map_err(|failure| match failure {
+        let pass = self.users.pass(self, caller, path).await?;
+        self.attempt(caller, pass.as_ref(), path, endpoint, body).await.map_err(|failure| match failure {
             Failure::Unsent(reason) => status::unreachable(reason),
             Failure::Broken(reason) => status::broken(reason),
         })
@@ -198,6 +224,7 @@ impl Upstream {
     /// Begins a call whose request is written bit by bit; goes on to another endpoint while nothing was sent.
     /// `avoid` are endpoints that failed this caller just now.
     pub async fn open(&self, caller: &Caller, path: &str, avoid: &[Arc<Endpoint>]) -> Result<Duplex, Status> {
+        let pass = self.users.pass(self, caller, path).await?;
         let mut tried = avoid.to_vec();
         let mut last = None;
         loop {
@@ -205,8 +232,8 @@ impl Upstream {
                 return Err(last.unwrap_or_else(status::no_endpoints));
             };
             for _ in 0..2 {
-                match self.begin(caller, path, &endpoint).await {
-                    Ok((response, send, place)) => return Ok(Duplex { endpoint, send, response, place }),
+                match self.begin(caller, pass.as_ref(), path, &endpoint).await {
+                    Ok((response, send, place)) => return Ok(Duplex { endpoint, send, pass, response, place }),
                     Err(Failure::Unsent(reason) | Failure::Broken(reason)) => last = Some(status::unreachable(reason)),
                 }
                 if let Some(method) = methods::find(path) {
@@ -239,12 +266,13 @@ impl Upstream {
     async fn attempt_while_best(
         &self,
         caller: &Caller,
+        pass: Option<&Pass>,
         method: &'static Method,
         endpoint: &Arc<Endpoint>,
         body: &Bytes,
         tried: &[Arc<Endpoint>],
     ) -> Result<Answer, Failure> {
-        let attempt = self.attempt(caller, method.path, endpoint, body.clone());
+        let attempt = self.attempt(caller, pass, method.path, endpoint, body.clone());
         if !method.is_retry_safe() {
             return attempt.await;
         }
@@ -284,11 +312,12 @@ impl Upstream {
     async fn attempt(
         &self,
         caller: &Caller,
+        pass: Option<&Pass>,
         path: &str,
         endpoint: &Arc<Endpoint>,
         body: Bytes,
     ) -> Result<Answer, Failure> {
-        let (response, mut send, place) = self.begin(caller, path, endpoint).await?;
+        let (response, mut send, place) = self.begin(caller, pass, path, endpoint).await?;
         // The request is held whole already, so letting h2 queue it costs nothing more. If it is not even queued, etcd
         // cannot have acted on it.
         send.send_data(body, true).map_err(|error| Failure::Unsent(error.to_string()))?;
@@ -305,16 +334,35 @@ impl Upstream {
     async fn begin(
         &self,
         caller: &Caller,
+        pass: Option<&Pass>,
         path: &str,
         endpoint: &Arc<Endpoint>,
     ) -> Result<(ResponseFuture, SendStream<Bytes>, Place), Failure> {
         let unsent = |error: &dyn std::fmt::Display| Failure::Unsent(error.to_string());
-        let (link, place) = self.channels.get(endpoint).await.map_err(|error: Arc<DialError>| unsent(&error))?;
+        let of_user = caller.user().and_then(|user| self.channels_of_users.get(&user));
+        let channels = of_user.unwrap_or(&self.channels);
+        let (link, place) = channels.get(endpoint).await.map_err(|error: Arc<DialError>| unsent(&error))?;
         let mut send_request = link.ready().await.map_err(|error| unsent(&error))?;
-        let request = request(caller, path, endpoint).map_err(|error| unsent(&error))?;
+        let mut request = request(caller, path, endpoint).map_err(|error| unsent(&error))?;
+        if let Some(token) = pass.and_then(Pass::token) {
+            request.headers_mut().insert(caller::TOKEN, token.clone());
+        }
+        if of_user.is_some() {
+            // To etcd this says that the certificate is a gateway's. It is the very user's, by a rule for this client.
+            request.headers_mut().remove(GATEWAY_ACCEPT);
+        }
         let (response, send) = send_request.send_request(request, false).map_err(|error| unsent(&error))?;
         Ok((response, send, place))
     }
+}
+
+/// Connections for each user who has a certificate of its own.
+fn channels_of_users(users: &Users, channel: &channel::Config) -> Arc<HashMap<UserNumber, Channels>> {
+    let of_user = |(number, tls): (UserNumber, &ClientTls)| {
+        let config = channel::Config { tls: Some(tls.clone()), is_judge: false, ..channel.clone() };
+        (number, Channels::new(Arc::new(config)))
+    };
+    Arc::new(users.certificates().map(of_user).collect())
 }
 
 /// The request head: the caller's metadata under the endpoint's authority.
@@ -480,12 +528,17 @@ impl Body {
 impl Duplex {
     /// Splits the call into the end to write to and the answer to wait for.
     pub fn split(self) -> (SendStream<Bytes>, impl Future<Output = Result<Answer, Status>> + Send) {
-        let Self { endpoint, send, response, place } = self;
+        let Self { endpoint, send, pass, response, place } = self;
         let answer = async move {
             let response = response.await.map_err(|error| status::broken(error))?;
             let (parts, stream) = response.into_parts();
-            Ok(Answer { endpoint, headers: parts.headers, body: Body { stream, peeked: None, _place: place } }
-                .checked(parts.status))
+            let body = Body { stream, peeked: None, _place: place };
+            let answer = Answer { endpoint, headers: parts.headers, body }.checked(parts.status);
+            if let Some(pass) = pass {
+                // What was begun with it is lost; the next call gets a fresh one.
+                pass.is_refused_by(&answer);
+            }
+            Ok(answer)
         };
         (send, answer)
     }

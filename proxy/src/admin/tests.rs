@@ -24,7 +24,7 @@ use crate::{
             hub::{self, Hub},
         },
     },
-    upstream::{self, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints},
+    upstream::{self, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints, users::Users},
 };
 
 struct Proxy {
@@ -43,9 +43,11 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         keepalive_time: Duration::ZERO,
         keepalive_timeout: Duration::ZERO,
         keepalive_without_stream: false,
+        is_judge: true,
     };
     let limits = upstream::Limits { max_request: 1 << 20, max_answer: 1 << 20 };
-    let upstream = Upstream::new(endpoints.clone(), Arc::new(channel), limits, metrics.clone());
+    let upstream =
+        Upstream::new(endpoints.clone(), Arc::new(channel), Users::new(Vec::new(), &metrics), limits, metrics.clone());
     let (trigger, watcher) = drain::channel();
     let drain = watcher.observer();
     let watch = hub::Config { max_log_bytes: 1 << 20, coalesce_threshold: 64 };

@@ -1,6 +1,6 @@
 //! The part of the config file that has keys below keys: `client-identity`, who clients are by their certificates.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -30,6 +30,12 @@ pub(super) struct Rule {
     pub api_allow: Vec<String>,
     #[serde(default)]
     pub api_deny: Vec<String>,
+    /// The user of etcd as whom the proxy asks for it: by name and password, or by a certificate with the name in it.
+    #[serde(default)]
+    pub user: String,
+    pub password_file: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
 }
 
 /// One of these; a text that ends in `*` is the beginning of what a certificate must say.
@@ -57,7 +63,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Rule>, ConfigError> {
     rules(&text).map_err(refuse)
 }
 
-fn rules(text: &str) -> Result<Vec<Rule>, String> {
+pub(super) fn rules(text: &str) -> Result<Vec<Rule>, String> {
     let file: Option<File> = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
     Ok(file.and_then(|file| file.rules).unwrap_or_default())
 }

@@ -5,6 +5,7 @@ use std::{fs, sync::Arc};
 use super::{
     ConfigError,
     identities::{self, Rule},
+    users,
 };
 use crate::{
     flags::{Flags, TenancyFlags},
@@ -13,12 +14,13 @@ use crate::{
         methods::Method,
         namespace::Namespace,
         tenant::{
-            Tenant,
+            Tenant, UserNumber,
             identity::{Identity, Tenants},
             leases::{self, LeaseBlock},
             policy::{Compaction, Policy, Profile, method_named},
         },
     },
+    upstream,
 };
 
 /// The name of the tenant that everyone is when nothing tells clients apart.
@@ -27,9 +29,12 @@ const EVERYONE: &str = "default";
 /// A key of fewer bytes can be guessed.
 const MIN_LEASE_KEY: usize = 16;
 
-pub(super) fn tenants(flags: &Flags) -> Result<Tenants, ConfigError> {
+/// The tenants, and the users of etcd as whom the proxy asks for them and for itself.
+pub(super) fn tenants(flags: &Flags) -> Result<(Tenants, Vec<upstream::users::Config>), ConfigError> {
     let namespace = Namespace::new(flags.namespace.clone());
-    let own = Arc::new(Tenant::new("proxy", namespace.clone(), Policy::default()));
+    let own = Tenant::new("proxy", namespace.clone(), Policy::default());
+    let own = Arc::new(own.acting_as(UserNumber::PROXY));
+    let users: Vec<_> = users::own(flags)?.into_iter().collect();
     let profile = profile(&flags.tenancy.api_profile);
     if profile == Profile::Tenant && namespace.is_empty() {
         return Err(refuse("api-profile tenant wants a prefix to keep the tenant in: give --namespace"));
@@ -46,18 +51,23 @@ pub(super) fn tenants(flags: &Flags) -> Result<Tenants, ConfigError> {
         None => Vec::new(),
     };
     if !rules.is_empty() {
-        return by_identity(flags, own, &rules);
+        return by_identity(flags, own, users, &rules);
     }
     let allowed = methods("api-allow", &flags.tenancy.api_allow)?;
     let denied = methods("api-deny", &flags.tenancy.api_deny)?;
     let key = lease_key(flags)?;
     let namespace = kept_apart(namespace, profile, &key);
     let policy = Policy::new(profile, compaction(&flags.tenancy.api_compact), &allowed, &denied);
-    Ok(Tenants::one(own, Arc::new(Tenant::new(EVERYONE, namespace, policy))))
+    Ok((Tenants::one(own, Arc::new(Tenant::new(EVERYONE, namespace, policy))), users))
 }
 
 /// A tenant for each rule.
-fn by_identity(flags: &Flags, own: Arc<Tenant>, rules: &[Rule]) -> Result<Tenants, ConfigError> {
+fn by_identity(
+    flags: &Flags,
+    own: Arc<Tenant>,
+    mut users: Vec<upstream::users::Config>,
+    rules: &[Rule],
+) -> Result<(Tenants, Vec<upstream::users::Config>), ConfigError> {
     if flags.trusted_ca_file.is_none() {
         return Err(refuse("client-identity tells clients apart by their certificates: give --trusted-ca-file"));
     }
@@ -70,15 +80,22 @@ fn by_identity(flags: &Flags, own: Arc<Tenant>, rules: &[Rule]) -> Result<Tenant
     }
     let key = lease_key(flags)?;
     let mut tenants: Vec<(Identity, Arc<Tenant>)> = Vec::new();
-    for rule in rules {
-        let tenant = Arc::new(tenant(rule, &key)?);
+    for (index, rule) in rules.iter().enumerate() {
+        let mut tenant = tenant(rule, &key)?;
+        if let Some(proof) = users::of_rule(flags, rule)? {
+            // The proxy's own user has the first number.
+            let number = UserNumber(index + 1);
+            users.push(upstream::users::Config { number, proof });
+            tenant = tenant.acting_as(number);
+        }
+        let tenant = Arc::new(tenant);
         for (_, other) in &tenants {
             check_apart(other, &tenant)?;
         }
         let identities = rule.identities().map_err(|cause| refuse(&cause))?;
         tenants.extend(identities.into_iter().map(|identity| (identity, tenant.clone())));
     }
-    Ok(Tenants::by_identity(own, tenants))
+    Ok((Tenants::by_identity(own, tenants), users))
 }
 
 fn tenant(rule: &Rule, key: &[u8]) -> Result<Tenant, ConfigError> {
@@ -187,7 +204,7 @@ mod tests {
     }
 
     fn check_refused(flags: &Flags, words: &str) {
-        let error = tenants(flags).expect_err(words).to_string();
+        let error = tenants(flags).map(|_| ()).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
     }
 
@@ -220,7 +237,7 @@ mod tests {
                 ..Flags::default()
             };
             match tenants(&flags) {
-                Ok(tenants) => assert!(words.is_empty() && tenants.are_by_identity(), "{rules} want {words}"),
+                Ok((tenants, _)) => assert!(words.is_empty() && tenants.are_by_identity(), "{rules} want {words}"),
                 Err(error) => assert!(!words.is_empty() && error.to_string().contains(words), "{error}"),
             }
         };
@@ -243,7 +260,8 @@ mod tests {
 
     #[test]
     fn without_flags_everyone_may_do_everything() {
-        let tenants = tenants(&Flags::default()).expect("the defaults");
+        let (tenants, users) = tenants(&Flags::default()).expect("the defaults");
+        assert!(users.is_empty());
         let everyone = tenants.of(None).expect("one tenant for all");
         assert!(everyone.lets_unknown_calls_pass() && tenants.own().lets_unknown_calls_pass());
     }
@@ -255,7 +273,7 @@ mod tests {
             f.api_allow = vec![" Maintenance/Hash".into()];
             f.api_deny = vec!["etcdserverpb.KV/Put".into()];
         });
-        let everyone = tenants(&flags).expect("good flags").of(None).expect("one tenant for all");
+        let everyone = tenants(&flags).expect("good flags").0.of(None).expect("one tenant for all");
         let verdict = |name| everyone.policy.verdict(method_named(name).expect("a method"));
         assert_eq!(verdict("Maintenance/Hash"), Verdict::Allowed);
         assert!(matches!(verdict("KV/Put"), Verdict::Refused(_)));

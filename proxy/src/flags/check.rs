@@ -88,6 +88,7 @@ impl Flags {
             return Err("etcdclient: no available endpoints: give --endpoints or --discovery-srv".to_owned());
         }
         self.json.check()?;
+        self.login.check()?;
         check_pair("key", &self.key, "cert", &self.cert)?;
         if self.serves_tls() && !self.generates_certificate() {
             check_pair("key-file", &self.key_file, "cert-file", &self.cert_file)?;

@@ -88,6 +88,8 @@ fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("key", "/k", |f| f.key = Some("/k".into())),
         ("cacert", "/ca", |f| f.cacert = Some("/ca".into())),
         ("insecure-skip-tls-verify", "true", |f| f.insecure_skip_tls_verify = true),
+        ("user", "root", |f| f.login.user = "root".into()),
+        ("password-file", "p", |f| f.login.password_file = Some("p".into())),
         ("cert-file", "/cf", |f| f.cert_file = Some("/cf".into())),
         ("key-file", "/kf", |f| f.key_file = Some("/kf".into())),
         ("trusted-ca-file", "/t", |f| f.trusted_ca_file = Some("/t".into())),
@@ -734,19 +736,21 @@ fn metrics_urls_are_taken_apart() {
 #[test]
 fn the_effective_flags_name_each_flag_and_hide_passwords() {
     let flags = start(&[
-        "--endpoints=https://user:word@a:1,b:2",
-        "--metrics-addr=http://me:word@m:1",
-        "--advertise-client-url=word@c:3",
+        "--endpoints=https://user:hidden@a:1,b:2",
+        "--metrics-addr=http://me:hidden@m:1",
+        "--advertise-client-url=hidden@c:3",
         "--namespace=it's here/",
+        "--user=me:hidden",
     ]);
     let line = flags.effective();
-    assert!(!line.contains("word"), "{line}");
+    assert!(!line.contains("hidden"), "{line}");
     for part in [
         "--endpoints='https://***@a:1,b:2' ",
         "--advertise-client-url='***@c:3' ",
         "--namespace='it'\\''s here/' ",
         "--grpc-keepalive-interval=2h0m0s ",
         "--log-level=info ",
+        "--user='me:***' ",
         "--cert= ",
         "--debug=false ",
     ] {

@@ -120,6 +120,7 @@ families! {
     TLS_EXPIRY = gauge("etcd_proxy_tls_expiry_timestamp_seconds", TLS_FILE, "When the certificate, CA or revocation list in use runs out, as seconds since 1970; side is clients or etcd, role is cert, ca or crl.");
     TLS_FILE_CURRENT = gauge("etcd_proxy_tls_file_current", TLS_FILE, "1 if the newest content of a TLS file is in use, 0 if it could not be used and older content is.");
     TLS_RELOADS = counter("etcd_proxy_tls_reloads_total", &["result", "side"], "Changes of TLS files that were taken over (result is success) or could not be used (failure).");
+    LOGINS = counter("etcd_proxy_logins_total", &["result"], "Logins at etcd as the proxy's own user or a tenant's; result is success, refused (name or password does not do) or unreached.");
     // The process.
     BUILD_INFO = gauge("etcd_proxy_build_info", &["etcd_api_version", "version"], "Always 1; the labels tell the version of this proxy and of etcd's API that it was built for.");
     DRAINING = gauge("etcd_proxy_draining", &[], "1 while the proxy waits for its last calls to end.");

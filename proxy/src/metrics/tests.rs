@@ -12,6 +12,7 @@ fn exercised() -> (Metrics, Arc<EndpointCalls>, Observed) {
     let metrics = Metrics::new();
     let range = methods::find("/etcdserverpb.KV/Range").expect("a row");
     metrics.started(range).finished(Code::Ok);
+    metrics.logged_in(Login::Accepted);
     metrics.reloaded(Side::Clients, true);
     metrics.reloaded(Side::Etcd, false);
     let endpoint = metrics.endpoint("http://a:1");

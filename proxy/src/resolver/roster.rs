@@ -85,6 +85,7 @@ async fn follow(
     // A member that lost its leader would show nothing for as long as that lasts; it ends the stream instead.
     caller.metadata.insert("hasleader", HeaderValue::from_static("true"));
     let duplex = upstream.open(&caller, "/etcdserverpb.Watch/Watch", &[]).await?;
+    let pass = duplex.pass.clone();
     let (mut send, answer) = duplex.split();
     let start_revision = registered.borrow().revision + 1;
     // The sending half stays open: the watch lives as long as it.
@@ -99,6 +100,10 @@ async fn follow(
                 return Ok(Compacted);
             }
             if response.canceled {
+                if let Some(pass) = &pass {
+                    // The next try gets a fresh one.
+                    pass.is_refused(&response.cancel_reason);
+                }
                 return Err(status::broken(response.cancel_reason));
             }
             backoff.reset();

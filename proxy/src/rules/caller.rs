@@ -11,7 +11,10 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{namespace::Namespace, tenant::Tenant};
+use super::{
+    namespace::Namespace,
+    tenant::{Tenant, UserNumber},
+};
 
 /// One request's sender: its connection and the metadata that it sent.
 #[derive(Clone, Debug)]
@@ -70,7 +73,7 @@ pub struct Credentials {
     pub require_leader: bool,
 }
 
-const TOKEN: HeaderName = HeaderName::from_static("token");
+pub const TOKEN: HeaderName = HeaderName::from_static("token");
 const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
@@ -110,6 +113,14 @@ impl Caller {
     /// To whom the request belongs.
     pub fn tenant(&self) -> &Arc<Tenant> {
         &self.connection.tenant
+    }
+
+    /// The user as whom etcd is asked. A request that brings credentials of its own is judged by those alone.
+    pub fn user(&self) -> Option<UserNumber> {
+        let user = self.tenant().user?;
+        let brings_its_own =
+            self.metadata.contains_key(TOKEN) || self.metadata.contains_key(http::header::AUTHORIZATION);
+        (!brings_its_own).then_some(user)
     }
 
     /// The keyspace that the caller sees.

@@ -182,6 +182,11 @@ pub fn unknown_identity() -> Status {
     Status::unauthenticated("etcdserver: the client's certificate names nobody whom this proxy serves")
 }
 
+/// etcd does not let the user in as whom the proxy asks for this client; the proxy's log says why.
+pub fn cannot_log_in() -> Status {
+    Status::unauthenticated("etcdserver: the proxy cannot log in to etcd as the user of this client")
+}
+
 /// A lease under an id of the client's choice that is not the tenant's to choose.
 pub fn foreign_lease_id() -> Status {
     Status::invalid_argument(
@@ -271,6 +276,15 @@ pub const USER_EMPTY: &str = "etcdserver: user name is empty";
 /// The reasons that tell a client to authenticate again.
 pub const REAUTHENTICATE_REASONS: [&str; 2] =
     ["etcdserver: invalid auth token", "etcdserver: revision of auth store is old"];
+
+/// What etcd answers to a login where auth is off.
+pub const AUTH_NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
+
+/// Whether a refusal means that the caller is to log in, again or at last. As the reason of a cancelled watch etcd puts
+/// the code before the words.
+pub fn asks_for_login(message: &str) -> bool {
+    REAUTHENTICATE_REASONS.iter().chain([&USER_EMPTY]).any(|reason| message.ends_with(reason))
+}
 
 /// The HTTP status that etcd's gateway gives to a code. 499 is nginx's, for a client that has left.
 pub fn http_status(code: Code) -> u16 {

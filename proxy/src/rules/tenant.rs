@@ -28,18 +28,34 @@ pub struct Tenant {
     pub name: String,
     pub namespace: Namespace,
     pub policy: Policy,
+    /// As whom etcd is asked for requests that bring no credentials of their own; none is nobody.
+    pub user: Option<UserNumber>,
+}
+
+/// An etcd user as whom the proxy can ask, by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UserNumber(pub usize);
+
+impl UserNumber {
+    /// The proxy's own user, if it has one.
+    pub const PROXY: Self = Self(0);
 }
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
-static WHOLE: LazyLock<Arc<Tenant>> =
-    LazyLock::new(|| Arc::new(Tenant::new("proxy", Namespace::new(""), Policy::default())));
+static WHOLE: LazyLock<Arc<Tenant>> = LazyLock::new(|| {
+    Arc::new(Tenant::new("proxy", Namespace::new(""), Policy::default()).acting_as(UserNumber::PROXY))
+});
 
 static NOBODY: LazyLock<Arc<Tenant>> =
     LazyLock::new(|| Arc::new(Tenant::new("unknown", Namespace::new(""), Policy::nothing())));
 
 impl Tenant {
     pub fn new(name: impl Into<String>, namespace: Namespace, policy: Policy) -> Self {
-        Self { number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed), name: name.into(), namespace, policy }
+        Self { number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed), name: name.into(), namespace, policy, user: None }
+    }
+
+    pub fn acting_as(self, user: UserNumber) -> Self {
+        Self { user: Some(user), ..self }
     }
 
     /// The proxy itself, which sees everything.

@@ -41,6 +41,9 @@ pub struct Config {
     pub keepalive_timeout: Duration,
     /// Whether a connection without calls is pinged too.
     pub keepalive_without_stream: bool,
+    /// Whether a dial that fails says that the endpoint is at fault. With a certificate of one user among many, it may
+    /// be that user's.
+    pub is_judge: bool,
 }
 
 /// How long name resolution, TCP and TLS together may take; etcd's own proxy gives its client 5 s.
@@ -182,7 +185,9 @@ async fn dial_and_keep(channels: Channels, endpoint: Arc<Endpoint>) -> Result<Li
         }
         Err(error) => {
             drop(by_endpoint);
-            endpoint.note(State::Unreachable);
+            if channels.config.is_judge {
+                endpoint.note(State::Unreachable);
+            }
             Err(Arc::new(error))
         }
     }

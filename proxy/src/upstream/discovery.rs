@@ -304,6 +304,7 @@ mod tests {
             keepalive_time: Duration::ZERO,
             keepalive_timeout: Duration::ZERO,
             keepalive_without_stream: false,
+            is_judge: true,
         };
         let srv =
             |insecure| dns::Config { domain: "d".into(), service_name: String::new(), insecure, name_server: None };

@@ -47,7 +47,7 @@ impl Lane {
         let (asks, received) = mpsc::unbounded_channel();
         let kept = Kept::new(metrics.leases_kept_alive.clone());
         let (waiting, sent) = (HashMap::new(), VecDeque::new());
-        let task = Task { upstream, caller, metrics, asks: received, waiting, sent, kept };
+        let task = Task { upstream, caller, metrics, asks: received, waiting, sent, kept, has_fresh_pass: false };
         tokio::spawn(task.run());
         Self(asks)
     }
@@ -68,11 +68,15 @@ struct Task {
     /// The leases that etcd has been asked for, in the order in which it answers.
     sent: VecDeque<i64>,
     kept: Kept,
+    /// Whether the stream's pass follows one that etcd did not take, with nothing renewed since.
+    has_fresh_pass: bool,
 }
 
 /// How a stream came to its end.
 enum StreamEnd {
     Done,
+    /// etcd does not take the stream's pass any more: whatever is unanswered is asked again under a fresh one.
+    Refused,
     /// The connection broke: whatever is unanswered is asked again elsewhere.
     Broken(Arc<Endpoint>),
     /// etcd ended it with a status, which is what it has to say to the first that is unanswered.
@@ -104,6 +108,7 @@ impl Task {
             };
             match self.serve(duplex, &mut avoid).await {
                 StreamEnd::Done => return,
+                StreamEnd::Refused => (),
                 StreamEnd::Broken(endpoint) => avoid.push(endpoint),
                 StreamEnd::Status(status) => self.answer_first(&status),
             }
@@ -123,6 +128,7 @@ impl Task {
     async fn serve(&mut self, duplex: upstream::Duplex, avoid: &mut Vec<Arc<Endpoint>>) -> StreamEnd {
         let endpoint = duplex.endpoint.clone();
         let mut endpoint_state = endpoint.watch_state();
+        let pass = duplex.pass.clone();
         let (mut send, answer) = duplex.split();
         let mut incoming = Incoming::new(answer);
         let mut decoder = Decoder::new(self.upstream.limits().max_answer);
@@ -145,6 +151,7 @@ impl Task {
                 heard = incoming.next() => match heard {
                     Heard::Data(data) => {
                         avoid.clear();
+                        self.has_fresh_pass = false;
                         decoder.push(&data);
                         loop {
                             match decoder.next() {
@@ -154,7 +161,13 @@ impl Task {
                             }
                         }
                     }
-                    Heard::Ended(status) => return StreamEnd::Status(status),
+                    Heard::Ended(status) => {
+                        let is_refused = pass.is_some_and(|pass| pass.is_refused(status.message()));
+                        if is_refused && !std::mem::replace(&mut self.has_fresh_pass, true) {
+                            return StreamEnd::Refused;
+                        }
+                        return StreamEnd::Status(status);
+                    }
                     Heard::Broken(_) => return StreamEnd::Broken(endpoint),
                 },
                 () = sleep_until(self.kept.next_sweep()), if !self.kept.is_empty() => self.kept.sweep(),

@@ -95,6 +95,7 @@ impl Feed {
             open: HashMap::new(),
             probes: HashMap::new(),
             progress: Progress::default(),
+            has_fresh_pass: false,
         };
         tokio::spawn(task.run());
         Self { commands, failed }
@@ -144,6 +145,8 @@ struct Task {
     open: HashMap<LogId, Opening>,
     probes: HashMap<KeyRange, Probes>,
     progress: Progress,
+    /// Whether the pass of this stream follows one that etcd did not take, with nothing opened since.
+    has_fresh_pass: bool,
 }
 
 /// Those who wait for a probe of one range. Whoever asks while one is under way waits for the next, since "now" must
@@ -191,11 +194,12 @@ impl Task {
             let (end, endpoint) = match opened {
                 Ok(duplex) => {
                     let endpoint = duplex.endpoint.clone();
+                    let pass = duplex.pass.clone();
                     let (send, answer) = duplex.split();
-                    let mut stream = Stream::new(send, endpoint.clone(), &self.parts);
+                    let mut stream = Stream::new(send, endpoint.clone(), pass, &self.parts);
                     (self.serve(&mut stream, Incoming::new(answer)).await, Some((endpoint, stream.was_useful)))
                 }
-                Err(status) => (StreamEnd::Broken(status), None),
+                Err(status) => (judge(status), None),
             };
             if self.commands.is_closed() {
                 return;

@@ -388,7 +388,7 @@ impl Session {
             }
             // etcd was asked again because a member was lost, and the rights have run out meanwhile. A client of that
             // member would have lost its stream and come back with fresh ones, so that is what this one is told.
-            Read::Ended(End::Canceled { reason, .. }) if status::REAUTHENTICATE_REASONS.contains(&reason.as_str()) => {
+            Read::Ended(End::Canceled { reason, .. }) if status::asks_for_login(&reason) => {
                 self.lost = Some(status::broken(reason));
                 false
             }

@@ -24,8 +24,18 @@ impl Task {
             }
             let response =
                 Response::parse(&message.bytes).map_err(|error| StreamEnd::Broken(status::unreadable_answer(error)))?;
+            if response.canceled && self.wants_fresh_pass(stream, response.cancel_reason) {
+                return Err(StreamEnd::Broken(status::broken(response.cancel_reason)));
+            }
             self.hand_out(stream, response);
         }
+    }
+
+    /// Whether etcd does not take the stream's pass any more, and the watches are to be opened once more under a fresh
+    /// one. It is no refusal of any watch.
+    fn wants_fresh_pass(&mut self, stream: &Stream, reason: &str) -> bool {
+        let is_refused = stream.pass.as_ref().is_some_and(|pass| pass.is_refused(reason));
+        is_refused && !std::mem::replace(&mut self.has_fresh_pass, true)
     }
 
     fn hand_out(&mut self, stream: &mut Stream, response: Response<'_>) {
@@ -72,6 +82,7 @@ impl Task {
         let opened: Opened = if refused {
             Err(Refused { header: response.header, reason: response.cancel_reason.to_owned() })
         } else {
+            self.has_fresh_pass = false;
             Ok(response.header)
         };
         match pending {

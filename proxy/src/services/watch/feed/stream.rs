@@ -26,13 +26,14 @@ use crate::{
         keys::KeyRange,
         wire,
     },
-    upstream::endpoint::Endpoint,
+    upstream::{endpoint::Endpoint, users::Pass},
 };
 
 /// One upstream stream and what etcd knows of it.
 pub struct Stream {
     pub send: SendStream<Bytes>,
     pub endpoint: Arc<Endpoint>,
+    pub pass: Option<Pass>,
     pub decoder: Decoder,
     /// Creates that etcd has not answered, in the order in which it will.
     pub pending: VecDeque<Pending>,
@@ -67,10 +68,11 @@ pub struct OpenWatch {
 }
 
 impl Stream {
-    pub fn new(send: SendStream<Bytes>, endpoint: Arc<Endpoint>, parts: &Parts) -> Self {
+    pub fn new(send: SendStream<Bytes>, endpoint: Arc<Endpoint>, pass: Option<Pass>, parts: &Parts) -> Self {
         Self {
             send,
             endpoint,
+            pass,
             decoder: Decoder::new(parts.upstream.limits().max_answer),
             pending: VecDeque::new(),
             watches: HashMap::new(),

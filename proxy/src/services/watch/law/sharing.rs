@@ -29,7 +29,7 @@ use crate::{
         namespace::Namespace,
         tenant::Tenant,
     },
-    upstream::{Limits, Upstream, channel, endpoints::Endpoints},
+    upstream::{Limits, Upstream, channel, endpoints::Endpoints, users::Users},
 };
 
 /// More logs than this below a prefix are gathered.
@@ -270,9 +270,16 @@ impl World {
             keepalive_time: Duration::ZERO,
             keepalive_timeout: Duration::ZERO,
             keepalive_without_stream: false,
+            is_judge: true,
         });
         let limits = Limits { max_request: usize::MAX, max_answer: usize::MAX };
-        let upstream = Upstream::new(Endpoints::new(Vec::new()), channel, limits, metrics.clone());
+        let upstream = Upstream::new(
+            Endpoints::new(Vec::new()),
+            channel,
+            Users::new(Vec::new(), &metrics),
+            limits,
+            metrics.clone(),
+        );
         let whole = Tenant::whole();
         let tenant = Arc::new(Tenant::new("", Namespace::new(PREFIX), whole.policy.clone()));
         let caller = Caller { connection: Connection::new(None, 0, tenant), metadata: http::HeaderMap::new() };
