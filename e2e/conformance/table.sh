@@ -21,6 +21,9 @@ cat <<EOF
 \`go.etcd.io/etcd/tests/v3\` $etcd, with etcd-proxy $ours wherever they start a gRPC proxy: one in front of each member of
 each cluster. Members are etcd $etcd; tests of mixed versions and of upgrades take etcd $last besides.
 
+The four tests of users by Common Name (\`TestCtlV3AuthCertCN...\`) find a file for \`--config-file\` with a rule that maps the
+client's certificate to that user; without one every client of a proxy is the proxy to etcd.
+
 | suite | what it is |
 |---|---|
 | e2e | \`tests/e2e\` with \`-tags cluster_proxy\`: what etcd runs for its own proxy |
