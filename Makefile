@@ -16,7 +16,7 @@ debug_proxy := ETCD_PROXY_BIN=$(target)/debug/etcd-proxy
 # Paths of this machine stay out of the programs, so that the same source gives the same bytes elsewhere.
 static := -C target-feature=+crt-static --remap-path-prefix=$(root)=etcd-proxy --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 
-.PHONY: help build image cluster cluster-down demo test lint conformance versus versus-gateway fanout prerequisites
+.PHONY: help build deb release image cluster cluster-down demo test lint conformance versus versus-gateway fanout prerequisites
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 16
@@ -38,12 +38,19 @@ cluster: prerequisites ## A whole Kubernetes on this machine, with the operator,
 cluster-down: ## Takes it away again
 	@ETCD_PROXY_CLUSTER=$(cluster) $(root)/e2e/cluster/down.sh
 
+deb: build ## The Debian package with its systemd unit, target/etcd-proxy.deb
+	@$(root)/deploy/debian/build.sh $(target)/release/etcd-proxy $(target)/etcd-proxy.deb
+
+release: prerequisites ## Everything of a release for amd64 and arm64 with checksums and lists of parts, target/release-files
+	@$(root)/deploy/release.sh $(target)/release-files
+
 demo: prerequisites ## Three etcd members, two proxies and a short session; KEEP=1 leaves them running
 	@$(root)/e2e/demo.sh
 
 test: prerequisites ## Everything that CI checks: all tests, the demo, and a part of etcd's own suites
 	@$(phase) "etcd 3.7, 3.6, 3.5 and its suites" $(root)/tools/build.sh etcd-3.7 etcd-3.6 etcd-3.5 conformance
 	@$(phase) "Kubernetes' control plane" $(root)/tools/build.sh kubernetes
+	@$(phase) "Helm 3, Helm 4 and kubeconform" $(root)/tools/build.sh helm-4 helm-3 kubeconform
 	@$(phase) "clients in other languages" $(root)/e2e/clients/setup.sh
 	@cd $(root) && $(phase) "cargo build" cargo build --locked --workspace --all-targets
 	@cd $(root) && $(phase) "cargo test" cargo test --locked --workspace

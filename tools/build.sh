@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Builds the foreign programs that tests, demo and comparisons run: etcd,
-# etcdctl, etcdutl, etcd's benchmark, etcd's own test suites, and Kubernetes
-# (control plane, kubectl, what runs on a node, and a small DNS), each at the
-# version that the go.mod of the same name pins.
+# etcdctl, etcdutl, etcd's benchmark, etcd's own test suites, Kubernetes
+# (control plane, kubectl, what runs on a node, and a small DNS), Helm and
+# kubeconform, each at the version that the go.mod of the same name pins.
 #
-# usage: tools/build.sh NAME...      NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes
+# usage: tools/build.sh NAME...
+#   NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes helm-3 helm-4 kubeconform
 #
 # Prints, for each NAME, the folder that holds its programs, on stdout; all
 # else goes to stderr. What is already built is not built again, and two callers
@@ -17,6 +18,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # The Go version of etcd 3.7's go.mod; all modules here ask for the same one.
 GO_NEEDED=1.26.0
+
+NAMES="etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes helm-3 helm-4 kubeconform"
 
 # A build that hangs must not hang its callers for ever. A cold build on two
 # slow cores takes about five minutes, Kubernetes' seventeen, and callers queue
@@ -50,7 +53,10 @@ pinned() {
     benchmark) module=go.etcd.io/etcd/v3 ;;
     conformance) module=go.etcd.io/etcd/tests/v3 ;;
     kubernetes) module=k8s.io/kubernetes ;;
-    *) die "unknown name '$1'; known are etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes" ;;
+    helm-3) module=helm.sh/helm/v3 ;;
+    helm-4) module=helm.sh/helm/v4 ;;
+    kubeconform) module=github.com/yannh/kubeconform ;;
+    *) die "unknown name '$1'; known are $NAMES" ;;
   esac
   sed -n "s|^\(require \)\{0,1\}[[:space:]]*$module v\([^ ]*\).*|\2|p" "$here/$1/go.mod" | head -n 1
 }
@@ -62,6 +68,8 @@ programs() {
     benchmark) echo benchmark ;;
     conformance) echo e2e.test common.test no_proxy.test ;;
     kubernetes) echo kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet kube-proxy cluster-dns ;;
+    helm-*) echo helm ;;
+    kubeconform) echo kubeconform ;;
   esac
 }
 
@@ -168,7 +176,25 @@ compile() {
       go build -trimpath -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=v$(pinned kubernetes)" \
         -o "$out/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubectl,kubelet,kube-proxy} ./cluster-dns
       ;;
+    helm-*)
+      # helm-3's go.mod raises Kubernetes' modules to helm-4's, so that both builds share what takes longest.
+      compile_helm "helm.sh/helm/v${name#helm-}" "v$(pinned "$name")" "$out/helm"
+      ;;
+    kubeconform)
+      go build -trimpath -ldflags='-s -w' -o "$out/kubeconform" github.com/yannh/kubeconform/cmd/kubeconform
+      ;;
   esac
+}
+
+# compile_helm MODULE VERSION OUT: Helm, which without a cluster takes the Kubernetes of its modules for the cluster's.
+# Helm 3 does not find that out by itself, and would then say 1.20; Helm 4 has no such variables.
+compile_helm() {
+  local minor rules chart
+  minor=$(go list -m -f '{{.Version}}' k8s.io/client-go | cut -d . -f 2) && [[ -n "$minor" ]] || return
+  rules=$1/pkg/lint/rules chart=$1/pkg/chartutil
+  go build -trimpath -o "$3" -ldflags="-s -w -X $1/internal/version.version=$2 \
+    -X $rules.k8sVersionMajor=1 -X $rules.k8sVersionMinor=$minor -X $chart.k8sVersionMajor=1 -X $chart.k8sVersionMinor=$minor" \
+    "$1/cmd/helm"
 }
 
 # compile_suites OUT: etcd's end-to-end suites as test programs, with their
@@ -224,7 +250,7 @@ build() {
   echo "$bin"
 }
 
-[[ $# -gt 0 ]] || die "usage: tools/build.sh NAME...   with NAME one of etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes"
+[[ $# -gt 0 ]] || die "usage: tools/build.sh NAME...   with NAME one of $NAMES"
 for name in "$@"; do
   build "$name"
 done

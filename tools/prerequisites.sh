@@ -10,6 +10,9 @@ command -v make >/dev/null || packages+=(make)
 command -v curl >/dev/null || packages+=(curl)
 # The TLS tests speak to the proxy with a client that is not rustls.
 command -v openssl >/dev/null || packages+=(openssl)
+# The unit file is judged by systemd's own tool, and the package made by dpkg's.
+command -v systemd-analyze >/dev/null || packages+=(systemd)
+command -v dpkg-deb >/dev/null || packages+=(dpkg)
 # With `ip`, etcd's suites run several tests at a time; without, one.
 command -v ip >/dev/null || [[ $(id -u) != 0 ]] || packages+=(iproute2)
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use etcd_proxy_operator::{api, app, inject, plan::Settings};
+use etcd_proxy_operator::{api, app, inject, plan::Settings, verify};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Deploys etcd-proxy on Kubernetes from EtcdProxy objects.
@@ -30,6 +30,8 @@ enum Command {
         #[arg(long, env = "ETCD_PROXY_OPERATOR_IMAGE")]
         image: String,
     },
+    /// Put, get and watch through a proxy, as an application that binds to it; what `helm test` does
+    Verify(verify::Flags),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
             print!("{}", api::definitions_yaml());
             ExitCode::SUCCESS
         }
+        Command::Verify(flags) => check(flags),
         Command::Inject { filename, image } => match inject(&filename, image) {
             Ok(text) => {
                 print!("{text}");
@@ -68,6 +71,23 @@ fn inject(files: &[PathBuf], image: String) -> Result<String, String> {
     let injected = inject::inject(&mut documents, &settings)?;
     eprintln!("injected into {injected} of {} objects", documents.len());
     Ok(inject::write(&documents))
+}
+
+fn check(flags: verify::Flags) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(verify::run(flags)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn run(flags: app::Flags) -> ExitCode {

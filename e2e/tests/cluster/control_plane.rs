@@ -146,7 +146,7 @@ impl ControlPlane {
     }
 
     fn admin(&self) -> String {
-        format!("--kubeconfig={}", self.folder.path().join("admin.kubeconfig").display())
+        format!("--kubeconfig={}", self.kubeconfig().display())
     }
 
     /// Runs kubectl as administrator; answers with its output, or with what it complained about.
@@ -204,6 +204,11 @@ impl ControlPlane {
         self.until(namespace, object, "that it goes", Value::is_null);
     }
 
+    /// What programs besides kubectl reach the cluster with as administrator.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("admin.kubeconfig")
+    }
+
     /// `kubectl wait` as a person would.
     pub fn wait_ready(&self, namespace: &str, name: &str) {
         let object = format!("etcdproxy/{name}");
@@ -257,7 +262,7 @@ fn kubeconfig(server: &str, token: &str) -> String {
 }
 
 /// The operator that cargo built beside the proxy.
-fn operator_program() -> PathBuf {
+pub fn operator_program() -> PathBuf {
     let path = programs::etcd_proxy().with_file_name("etcd-proxy-operator");
     assert!(path.is_file(), "no {}; run `cargo build -p etcd-proxy-operator`", path.display());
     path
