@@ -15,8 +15,9 @@ use http::{
 use crate::{
     drain::Observer,
     logging,
-    metrics::{Observed, Side, TlsFile},
+    metrics::{Observed, Side, TenantUse, TlsFile},
     router::Router,
+    rules::tenant::{Tenant, limits::Limit},
     tls::{ClientTls, FileStatus, Role, ServerTls},
     upstream::endpoint::State,
 };
@@ -129,6 +130,9 @@ impl Watched {
             draining: self.drain.is_signaled(),
             log_lines_dropped: logging::dropped(),
             log_lines_sampled: logging::sampled(),
+            audit_lines: router.audit.as_ref().map_or(0, |audit| audit.written()),
+            audit_lines_dropped: router.audit.as_ref().map_or(0, |audit| audit.dropped()),
+            tenants: router.tenants.all().iter().map(|tenant| tenant_use(tenant)).collect(),
         }
     }
 
@@ -137,6 +141,15 @@ impl Watched {
         let server = self.server_tls.iter().flat_map(ServerTls::status).map(|file| (Side::Clients, file));
         let client = self.client_tls.iter().flat_map(ClientTls::status).map(|file| (Side::Etcd, file));
         server.chain(client).collect()
+    }
+}
+
+fn tenant_use(tenant: &Tenant) -> TenantUse {
+    let refused = Limit::ALL.into_iter().map(|limit| (limit.label(), tenant.usage.refusals(limit)));
+    TenantUse {
+        tenant: tenant.name.clone(),
+        refused: refused.filter(|(_, count)| *count > 0).collect(),
+        used: tenant.usage.used().into_iter().map(|(limit, used)| (limit.label(), used)).collect(),
     }
 }
 

@@ -1,11 +1,16 @@
 //! The proxy from its checked configuration to its last connection; what main, tests and benches all start.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
 
 use crate::{
     admin::{Admin, Place, Watched},
+    admission::{gate::Gate, memory::Memory},
+    audit::{self, AuditLog},
     drain::{self, Trigger},
     go,
     json::Api,
@@ -22,6 +27,7 @@ use crate::{
         leases::Leases,
         leasing::{self, Leasing},
         ordering::Ordering,
+        quota,
         watch::{
             bell::Bell,
             hub::{self, Hub},
@@ -61,6 +67,12 @@ pub struct Config {
     pub tenants: Tenants,
     /// As whom the proxy can ask etcd.
     pub users: Vec<users::Config>,
+    /// Where who asked what is written, if it is.
+    pub audit: Option<audit::Config>,
+    /// Requests under way at etcd, dealt out fairly if there are several tenants; zero is without a limit.
+    pub max_upstream_requests: usize,
+    /// What large answers may take of memory together; zero is without a limit.
+    pub max_answer_memory: usize,
     pub watch: hub::Config,
     pub cache: cache::Config,
     pub ordering: Ordering,
@@ -92,6 +104,8 @@ const PROFILES_PATH: &str = "/debug/pprof";
 const MAX_METRICS_CONNECTIONS: usize = 512;
 /// How long the drain waits for the listener to close, which takes one turn of its task unless a shard is stuck.
 const LAST_ACCEPT: Duration = Duration::from_secs(1);
+/// How long the last lines of the audit log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// When everything else has ended, an answer about health or metrics still gets this long.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -103,6 +117,7 @@ pub struct Running {
     pub metrics_addresses: Vec<SocketAddr>,
     pub endpoints: Arc<Endpoints>,
     drain_timeout: Duration,
+    audit: Option<Arc<AuditLog>>,
     /// Ends the taking of new connections.
     door_trigger: Trigger,
     trigger: Trigger,
@@ -117,6 +132,8 @@ pub enum StartError {
     /// In Go's words, which scripts look for.
     #[error("listen tcp {address}: {}{}", if source.raw_os_error().is_some() { "bind: " } else { "" }, go::io_error(source))]
     Listen { address: String, source: io::Error },
+    #[error("cannot write the audit log {}: {source}", path.display())]
+    Audit { path: PathBuf, source: io::Error },
     #[error("failed to start a thread: {0}")]
     Thread(io::Error),
 }
@@ -138,7 +155,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let endpoints = Endpoints::new(config.endpoints.clone());
     let channel = Arc::new(config.channel.clone());
     let users = Users::new(config.users, &metrics);
-    let upstream = Upstream::new(endpoints.clone(), channel.clone(), users, config.limits, metrics.clone());
+    let gate = Gate::new(config.max_upstream_requests, &config.tenants.all());
+    let upstream = Upstream::new(endpoints.clone(), channel.clone(), users, config.limits, metrics.clone())
+        .shared(gate, Memory::leaked(config.max_answer_memory));
     let (trigger, watcher) = drain::channel();
     let mut tasks = vec![tokio::spawn(upstream::health::run(upstream.clone(), config.health))];
 
@@ -169,7 +188,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         leasing
     });
     let health = Health::new(endpoints.clone(), watcher.observer());
-    let (tenants, shard_metrics) = (config.tenants.clone(), metrics.clone());
+    let audit = start_audit(config.audit.as_ref(), &mut tasks)?;
+    let with_quota = config.tenants.all().into_iter().filter(|tenant| tenant.usage.has_quota());
+    tasks.extend(with_quota.map(|tenant| tokio::spawn(quota::run(upstream.clone(), tenant))));
+    let (tenants, shard_metrics, router_audit) = (config.tenants.clone(), metrics.clone(), audit.clone());
     let watched = Arc::new(Watched {
         drain: watcher.observer(),
         server_tls: config.server.tls.clone(),
@@ -195,6 +217,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             ordering: config.ordering,
             metrics: shard_metrics.clone(),
             logs_calls: config.logs_calls,
+            audit: router_audit.clone(),
         })
     });
 
@@ -223,7 +246,35 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (door_trigger, door_watcher) = drain::channel();
     tasks.push(tokio::spawn(async move { shards.accept(bound, door_watcher).await }));
     let drain_timeout = config.drain_timeout;
-    Ok(Running { address, metrics_addresses, endpoints, drain_timeout, door_trigger, trigger, metrics_trigger, tasks })
+    Ok(Running {
+        address,
+        metrics_addresses,
+        endpoints,
+        drain_timeout,
+        audit,
+        door_trigger,
+        trigger,
+        metrics_trigger,
+        tasks,
+    })
+}
+
+/// Starts the audit log, and opens its file anew at each SIGHUP.
+fn start_audit(
+    config: Option<&audit::Config>,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> Result<Option<Arc<AuditLog>>, StartError> {
+    let Some(config) = config else { return Ok(None) };
+    let refuse = |source| StartError::Audit { path: config.path.clone(), source };
+    let audit = AuditLog::start(config).map_err(refuse)?;
+    let mut hangups = signal(SignalKind::hangup()).map_err(refuse)?;
+    let reopened = audit.clone();
+    tasks.push(tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            reopened.reopen();
+        }
+    }));
+    Ok(Some(audit))
 }
 
 async fn bind(address: &str) -> Result<Bound, StartError> {
@@ -257,6 +308,9 @@ impl Running {
         self.metrics_trigger.drain(LAST_ANSWERS).await;
         for task in &self.tasks {
             task.abort();
+        }
+        if let Some(audit) = &self.audit {
+            audit.flush(LAST_LINES);
         }
         finished
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    app,
+    app, audit,
     flags::{self, Flags, MetricsUrl, Refusal},
     gateway, http_proxy,
     resolver::{self, Proxy},
@@ -85,6 +85,9 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
         tenants,
         users,
+        audit: flags.audit.audit_log.clone().map(|path| audit::Config { path, sample: flags.audit.audit_sample }),
+        max_upstream_requests: usize::try_from(flags.tenant_limits.max_upstream_requests).unwrap_or(usize::MAX),
+        max_answer_memory: usize::try_from(flags.tenant_limits.max_answer_memory).unwrap_or(usize::MAX),
         cache: cache::Config {
             max_bytes: usize::try_from(flags.cache_bytes).unwrap_or(usize::MAX),
             staleness: flags.cache_staleness,

@@ -15,6 +15,8 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 use crate::{
+    admission::throttle::Throttle,
+    audit::Note,
     metrics::Messages,
     rules::{
         framing::{self, Decoder},
@@ -32,6 +34,8 @@ pub struct Requests {
     volume: Option<Arc<Volume>>,
     /// A whole request that was collected, to be collected again.
     put_back: Option<Bytes>,
+    throttle: Option<Box<Throttle>>,
+    note: Option<Arc<Note>>,
 }
 
 /// The one encoding that etcd takes.
@@ -42,6 +46,7 @@ pub struct Replies {
     client: Client,
     sent: FrameCount,
     volume: Option<Arc<Volume>>,
+    throttle: Option<Box<Throttle>>,
 }
 
 /// The bytes of one call's messages, framing included, for those who log calls.
@@ -102,6 +107,8 @@ impl Requests {
             messages: Messages::default(),
             volume: None,
             put_back: None,
+            throttle: None,
+            note: None,
         }
     }
 
@@ -115,20 +122,39 @@ impl Requests {
         Self { volume, ..self }
     }
 
+    /// Holds the client to its limits.
+    pub fn throttled(self, throttle: Option<Box<Throttle>>) -> Self {
+        Self { throttle, ..self }
+    }
+
+    /// Tells the audit log what is asked.
+    pub fn noted(self, note: Option<Arc<Note>>) -> Self {
+        Self { note, ..self }
+    }
+
     /// The next message, or `None` when the client has closed its half.
     pub async fn next(&mut self) -> Option<Result<Bytes, Status>> {
         if let Err(status) = self.check_encoding() {
             return Some(Err(status));
         }
         loop {
+            self.until_earned().await;
             match self.decoder.next() {
-                Ok(Some(message)) if message.compressed => return Some(self.inflate(&message.bytes)),
                 Ok(Some(message)) => {
-                    self.messages.received();
-                    return Some(Ok(message.bytes));
+                    if let Some(throttle) = &mut self.throttle {
+                        throttle.charge_request();
+                    }
+                    if !message.compressed {
+                        self.messages.received();
+                    }
+                    let message = if message.compressed { self.inflate(&message.bytes) } else { Ok(message.bytes) };
+                    if let (Some(note), Ok(message)) = (&self.note, &message) {
+                        note.message(message);
+                    }
+                    return Some(message);
                 }
                 Ok(None) => (),
-                Err(error) => return Some(Err(refuse_frame(error))),
+                Err(error) => return Some(Err(self.refuse_frame(error))),
             }
             match self.data().await {
                 Some(Ok(data)) => self.decoder.push(&data),
@@ -151,10 +177,7 @@ impl Requests {
             let data = data?;
             let held = joined.len() + first.as_ref().map_or(0, Bytes::len) + data.len();
             if held > self.limit + framing::PREFIX_LEN {
-                return Err(status::message_too_large(
-                    self.announced(first.as_deref().unwrap_or(&joined), held),
-                    self.limit,
-                ));
+                return Err(self.too_large(self.announced(first.as_deref().unwrap_or(&joined), held)));
             }
             match first.take() {
                 None if joined.is_empty() => first = Some(data),
@@ -167,6 +190,9 @@ impl Requests {
         let body = first.unwrap_or_else(|| joined.freeze());
         if !body.is_empty() {
             self.messages.received();
+        }
+        if let Some(note) = &self.note {
+            note.collected(&body);
         }
         Ok(body)
     }
@@ -184,20 +210,31 @@ impl Requests {
             Ok(Some((compressed, size))) => match body[framing::PREFIX_LEN..].get(..size) {
                 Some(message) if compressed => self.inflate(&body.slice_ref(message)),
                 Some(message) => Ok(body.slice_ref(message)),
-                None if size > self.limit => Err(status::message_too_large(size, self.limit)),
+                None if size > self.limit => Err(self.too_large(size)),
                 None => Err(status::unary_request_cut_short()),
             },
             Ok(None) => Err(status::no_request()),
-            Err(error) => Err(refuse_frame(error)),
+            Err(error) => Err(self.refuse_frame(error)),
+        }
+    }
+
+    /// Waits until the client has earned what it sent. May be broken off at any time.
+    async fn until_earned(&mut self) {
+        if let Some(throttle) = &mut self.throttle {
+            poll_fn(|context| throttle.poll_ready(context)).await;
         }
     }
 
     /// The next piece of the request as it stood on the wire.
     pub async fn data(&mut self) -> Option<Result<Bytes, Status>> {
+        self.until_earned().await;
         let data = poll_fn(|context| self.stream.poll_data(context)).await?;
         Some(data.map_err(|error| status::client_gone(&error)).inspect(|data| {
             if let Some(volume) = &self.volume {
                 volume.received.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
+            if let Some(throttle) = &mut self.throttle {
+                throttle.charge(data.len());
             }
             // It fails only for a stream that is gone, which the next read reports.
             let _ = self.stream.flow_control().release_capacity(data.len());
@@ -219,6 +256,20 @@ impl Requests {
         }
     }
 
+    fn too_large(&self, size: usize) -> Status {
+        if let Some(throttle) = &self.throttle {
+            throttle.refused_for_size();
+        }
+        status::message_too_large(size, self.limit)
+    }
+
+    fn refuse_frame(&self, error: framing::FramingError) -> Status {
+        match error {
+            framing::FramingError::TooLarge { size, .. } => self.too_large(size),
+            framing::FramingError::BadFlag(flag) => status::unknown_payload_format(flag),
+        }
+    }
+
     fn inflate(&self, message: &Bytes) -> Result<Bytes, Status> {
         if self.encoding.is_none() {
             return Err(status::compressed_without_encoding());
@@ -230,16 +281,9 @@ impl Requests {
     }
 }
 
-fn refuse_frame(error: framing::FramingError) -> Status {
-    match error {
-        framing::FramingError::TooLarge { size, limit } => status::message_too_large(size, limit),
-        framing::FramingError::BadFlag(flag) => status::unknown_payload_format(flag),
-    }
-}
-
 impl Replies {
     pub fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { client: Client { respond, send: None }, sent: FrameCount::default(), volume: None }
+        Self { client: Client { respond, send: None }, sent: FrameCount::default(), volume: None, throttle: None }
     }
 
     /// Counts the messages of this call.
@@ -252,8 +296,16 @@ impl Replies {
         Self { volume, ..self }
     }
 
+    /// Holds what goes to the client to its limits.
+    pub fn throttled(self, throttle: Option<Box<Throttle>>) -> Self {
+        Self { throttle, ..self }
+    }
+
     fn note_sent(&mut self, data: &[u8]) {
         self.sent.pass(data);
+        if let Some(throttle) = &mut self.throttle {
+            throttle.charge(data.len());
+        }
         if let Some(volume) = &self.volume {
             volume.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
@@ -274,9 +326,22 @@ impl Replies {
 
     /// Sends framed messages, waiting as long as the client's windows are full.
     pub async fn data(&mut self, data: Bytes) -> Result<(), Gone> {
+        if self.throttle.is_some() {
+            poll_fn(|context| self.poll_earned(context)).await?;
+        }
         self.note_sent(&data);
         let send = self.client.send.as_mut().ok_or(Gone)?;
         send_all(send, data).await.map_err(|_| Gone)
+    }
+
+    /// Ready when what was sent is earned, or the client is gone.
+    fn poll_earned(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Gone>> {
+        if let Some(throttle) = &mut self.throttle
+            && throttle.poll_ready(context).is_pending()
+        {
+            return self.poll_gone(context).map(Err);
+        }
+        std::task::Poll::Ready(Ok(()))
     }
 
     /// Asks for room to send, and gets what there is; `Pending` until there is some.
@@ -285,6 +350,9 @@ impl Replies {
         context: &mut std::task::Context<'_>,
         wanted: usize,
     ) -> std::task::Poll<Result<usize, Gone>> {
+        if std::task::ready!(self.poll_earned(context)).is_err() {
+            return std::task::Poll::Ready(Err(Gone));
+        }
         let Some(send) = self.client.send.as_mut() else { return std::task::Poll::Ready(Err(Gone)) };
         send.reserve_capacity(wanted);
         send.poll_capacity(context).map(|capacity| match capacity {

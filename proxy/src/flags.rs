@@ -11,6 +11,7 @@ pub mod gateway;
 mod help;
 pub mod http_proxy;
 mod json;
+mod limits;
 mod nearest;
 mod parse;
 pub mod process;
@@ -26,9 +27,10 @@ pub use check::{MetricsUrl, metrics_urls};
 pub use environment::{env_name, process_env};
 pub use help::{markdown, start_usage};
 pub use json::JsonFlags;
+pub use limits::LimitFlags;
 pub use parse::{Invocation, parse};
 pub use refusal::Refusal;
-pub use tenancy::{COMPACTIONS, PROFILES, TenancyFlags};
+pub use tenancy::{AuditFlags, COMPACTIONS, PROFILES, TenancyFlags};
 pub use user::UserFlags;
 
 use std::ffi::OsString;
@@ -55,10 +57,11 @@ const LOGGING: &str = "Logging";
 const EXPERIMENTAL: &str = "Experimental";
 const LOGIN: &str = "Login to etcd";
 const TENANTS: &str = "Tenants";
+const TENANT_LIMITS: &str = "Limits of tenants";
 const OURS: &str = "Only in etcd-proxy";
 
 /// The groups in the order in which help and docs show them.
-const GROUPS: [&str; 13] = [
+const GROUPS: [&str; 14] = [
     ENDPOINTS,
     REGISTRATION,
     PROXYING,
@@ -71,6 +74,7 @@ const GROUPS: [&str; 13] = [
     LOGGING,
     EXPERIMENTAL,
     TENANTS,
+    TENANT_LIMITS,
     OURS,
 ];
 
@@ -292,6 +296,14 @@ pub struct Flags {
     #[command(flatten)]
     #[serde(flatten)]
     pub tenancy: TenancyFlags,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub audit: AuditFlags,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub tenant_limits: LimitFlags,
 
     /// YAML file with flag names as keys; flags and environment variables take precedence
     ///

@@ -4,7 +4,9 @@
 //! `http_proxy` are front doors of their own.
 
 pub mod admin;
+pub mod admission;
 pub mod app;
+pub mod audit;
 pub mod backoff;
 pub mod config;
 pub mod doors;

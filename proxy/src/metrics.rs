@@ -130,6 +130,17 @@ pub struct Observed {
     pub draining: bool,
     pub log_lines_dropped: u64,
     pub log_lines_sampled: u64,
+    pub tenants: Vec<TenantUse>,
+    pub audit_lines: u64,
+    pub audit_lines_dropped: u64,
+}
+
+/// What one tenant was refused and what it uses, by the names of limits.
+#[derive(Debug)]
+pub struct TenantUse {
+    pub tenant: String,
+    pub refused: Vec<(&'static str, u64)>,
+    pub used: Vec<(&'static str, u64)>,
 }
 
 /// One TLS file.
@@ -353,12 +364,24 @@ fn gather_observed(observed: &Observed) -> impl Iterator<Item = MetricFamily> {
         .map(|file| Series { labels: file_labels(file), value: Value::Number(f64::from(u8::from(file.is_current))) });
     let versions = [etcd_proxy_proto::ETCD_VERSION, env!("CARGO_PKG_VERSION")];
     let build = Series { labels: versions.map(str::to_owned).to_vec(), value: Value::Number(1.0) };
+    let of_tenants = |counts: fn(&TenantUse) -> &Vec<(&'static str, u64)>| {
+        observed.tenants.iter().flat_map(move |tenant| {
+            counts(tenant).iter().map(|(limit, count)| Series {
+                labels: vec![(*limit).to_owned(), tenant.tenant.clone()],
+                value: Value::Number(*count as f64),
+            })
+        })
+    };
     [
+        family::TENANT_REFUSED.gathered(of_tenants(|tenant| &tenant.refused)),
+        family::TENANT_USED.gathered(of_tenants(|tenant| &tenant.used)),
         family::ENDPOINT_STATE.gathered(states),
         family::TLS_EXPIRY.gathered(expiries),
         family::TLS_FILE_CURRENT.gathered(current),
         family::BUILD_INFO.gathered([build]),
         family::DRAINING.single(f64::from(u8::from(observed.draining))),
+        family::AUDIT_LINES.single(observed.audit_lines as f64),
+        family::AUDIT_DROPPED.single(observed.audit_lines_dropped as f64),
         family::LOG_LINES_DROPPED.single(observed.log_lines_dropped as f64),
         family::LOG_LINES_SAMPLED.single(observed.log_lines_sampled as f64),
     ]

@@ -10,6 +10,8 @@ use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Request, StatusCode, header::CONTENT_TYPE, uri::PathAndQuery};
 
 use crate::{
+    admission::{self, throttle::Throttle},
+    audit::AuditLog,
     exchange::{Outcome, Replies, Requests, Volume},
     logging,
     metrics::{Metrics, code_name},
@@ -17,7 +19,7 @@ use crate::{
         caller::{Caller, Connection},
         methods::{self, Lane, Method},
         status::{self, Code, Status},
-        tenant::{identity::Tenants, policy::Verdict},
+        tenant::{identity::Tenants, limits::Exceeded, policy::Verdict},
     },
     services::{
         cache::Cache,
@@ -52,6 +54,8 @@ pub struct Router {
     pub metrics: Arc<Metrics>,
     /// Whether each call is logged when it ends.
     pub logs_calls: bool,
+    /// Who asked what, for those who must be able to tell.
+    pub audit: Option<Arc<AuditLog>>,
 }
 
 impl Router {
@@ -69,10 +73,13 @@ impl Router {
         let (head, stream) = request.into_parts();
         // To gRPC a query is part of the name.
         let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
-        let requests = Requests::new(stream, &head.headers, self.upstream.limits().max_request);
+        let max_request = admission::max_request(&connection, self.upstream.limits().max_request);
+        let requests = Requests::new(stream, &head.headers, max_request).throttled(Throttle::received(&connection));
         let deadline = deadline(&head.headers);
         let caller = Caller::new(connection, head.headers);
-        let replies = Replies::new(respond);
+        let replies = Replies::new(respond).throttled(Throttle::sent(&caller.connection));
+        let note = self.audit.as_ref().map(|audit| audit.note(&caller.connection, path));
+        let requests = requests.noted(note.clone());
         let log = self.logs_calls.then(|| CallLog::new(&caller.connection, path));
         let volume = log.as_ref().map(|log| log.volume.clone());
         let (requests, replies) = (requests.measured(volume.clone()), replies.measured(volume));
@@ -81,7 +88,14 @@ impl Router {
                 let call = self.metrics.started(method);
                 let requests = requests.counted(call.messages());
                 let replies = replies.counted(call.messages());
-                let outcome = self.dispatch(caller, method, requests, replies, deadline).await;
+                let outcome = match admission::enter(&caller.connection, method) {
+                    Ok(seat) => {
+                        let outcome = self.dispatch(caller, method, requests, replies, deadline).await;
+                        drop(seat);
+                        outcome
+                    }
+                    Err(exceeded) => Box::pin(turn_away(replies, exceeded)).await,
+                };
                 let code = outcome.unwrap_or(Code::Cancelled);
                 call.finished(code);
                 code
@@ -99,6 +113,9 @@ impl Router {
         };
         if let Some(log) = log {
             log.finished(code);
+        }
+        if let Some(note) = note {
+            note.finished(code);
         }
     }
 
@@ -184,6 +201,15 @@ impl Router {
             _ => own::time_to_live(&self.upstream, caller, method, request).await,
         }
     }
+}
+
+/// Refuses a call for which its tenant has nothing left, after a short pause.
+async fn turn_away(mut replies: Replies, exceeded: Exceeded) -> Outcome {
+    tokio::select! {
+        () = tokio::time::sleep(admission::REFUSAL_PAUSE.min(exceeded.wait)) => (),
+        gone = replies.gone() => return Err(gone),
+    }
+    Ok(calls::fail(replies, &status::exhausted(exceeded)))
 }
 
 /// What `--experimental-enable-grpc-logging` tells of a call. Never what it holds: etcd's proxy logs whole messages, and

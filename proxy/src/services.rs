@@ -8,4 +8,5 @@ pub mod keepalive;
 pub mod leases;
 pub mod leasing;
 pub mod ordering;
+pub mod quota;
 pub mod watch;

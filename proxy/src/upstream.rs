@@ -15,11 +15,15 @@ use h2::{RecvStream, SendStream, client::ResponseFuture};
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request};
 
 use crate::{
+    admission::{
+        gate::Gate,
+        memory::{Held, Memory, UNASKED},
+    },
     metrics::{self, Metrics},
     rules::{
         caller::{self, Caller},
         framing,
-        methods::{self, Method},
+        methods::{self, Kind, Method},
         status::{self, Code, Status, Trouble},
         tenant::UserNumber,
     },
@@ -52,6 +56,10 @@ pub struct Upstream {
     users: Arc<Users>,
     limits: Limits,
     metrics: Arc<Metrics>,
+    /// Deals out the turns at etcd, where several tenants share them.
+    gate: Option<Arc<Gate>>,
+    /// What large answers may take of memory together.
+    memory: Option<&'static Memory>,
 }
 
 /// Limits on messages, in bytes without gRPC's five bytes of framing.
@@ -68,6 +76,7 @@ pub struct Answer {
     pub endpoint: Arc<Endpoint>,
     pub headers: HeaderMap,
     pub body: Body,
+    memory: Option<&'static Memory>,
 }
 
 /// The messages of an answer and then its trailers. Dropped early, it tells etcd to stop.
@@ -85,6 +94,8 @@ pub struct Collected {
     /// Without framing; `None` when the call failed.
     pub message: Option<Bytes>,
     pub trailers: HeaderMap,
+    /// Its part of the memory for large answers, if it is one.
+    pub held: Option<Arc<Held>>,
 }
 
 /// A call whose request is still being written.
@@ -95,6 +106,7 @@ pub struct Duplex {
     pub pass: Option<Pass>,
     response: ResponseFuture,
     place: Place,
+    memory: Option<&'static Memory>,
 }
 
 /// How long a read waits before it looks whether its member has fallen sick; far above the time that a read takes.
@@ -125,7 +137,13 @@ impl Upstream {
         metrics: Arc<Metrics>,
     ) -> Self {
         let channels_of_users = channels_of_users(&users, &channel);
-        Self { endpoints, channels: Channels::new(channel), channels_of_users, users, limits, metrics }
+        let channels = Channels::new(channel);
+        Self { endpoints, channels, channels_of_users, users, limits, metrics, gate: None, memory: None }
+    }
+
+    /// The same, with turns that are dealt out fairly and a bound on the memory of large answers.
+    pub fn shared(self, gate: Option<Arc<Gate>>, memory: Option<&'static Memory>) -> Self {
+        Self { gate, memory, ..self }
     }
 
     /// The same endpoints with connections of its own, for another thread.
@@ -157,6 +175,13 @@ impl Upstream {
     ) -> Result<Answer, Status> {
         let mut pass = self.users.pass(self, caller, method.path).await?;
         let mut has_fresh_pass = false;
+        // A call that waits for something to happen would keep its turn from others.
+        let _turn = match &self.gate {
+            Some(gate) if method.kind == Kind::Unary && !method.waits() => {
+                Box::pin(gate.enter(caller.tenant())).await.map_err(status::exhausted)?
+            }
+            _ => None,
+        };
         let mut tried = avoid.to_vec();
         let mut last = None;
         let mut passed = 0;
@@ -233,7 +258,9 @@ impl Upstream {
             };
             for _ in 0..2 {
                 match self.begin(caller, pass.as_ref(), path, &endpoint).await {
-                    Ok((response, send, place)) => return Ok(Duplex { endpoint, send, pass, response, place }),
+                    Ok((response, send, place)) => {
+                        return Ok(Duplex { endpoint, send, pass, response, place, memory: self.memory });
+                    }
                     Err(Failure::Unsent(reason) | Failure::Broken(reason)) => last = Some(status::unreachable(reason)),
                 }
                 if let Some(method) = methods::find(path) {
@@ -327,6 +354,7 @@ impl Upstream {
             endpoint: endpoint.clone(),
             headers: parts.headers,
             body: Body { stream, peeked: None, _place: place },
+            memory: self.memory,
         }
         .checked(parts.status))
     }
@@ -419,15 +447,21 @@ impl Answer {
     /// Waits for the one message of a unary answer.
     pub async fn collect(mut self, limit: usize) -> Result<Collected, Status> {
         if self.code().is_some() {
-            return Ok(Collected { headers: HeaderMap::new(), message: None, trailers: self.headers });
+            return Ok(Collected { headers: HeaderMap::new(), message: None, trailers: self.headers, held: None });
         }
         let mut whole: Option<Bytes> = None;
         let mut joined = BytesMut::new();
+        let mut held: Option<Held> = None;
         while let Some(data) = self.body.data().await {
             let data = data?;
-            let held = joined.len() + whole.as_ref().map_or(0, Bytes::len);
-            if held + data.len() > limit.saturating_add(framing::PREFIX_LEN) {
-                return Err(status::message_too_large(held + data.len(), limit));
+            let size = joined.len() + whole.as_ref().map_or(0, Bytes::len) + data.len();
+            if size > limit.saturating_add(framing::PREFIX_LEN) {
+                return Err(status::message_too_large(size, limit));
+            }
+            if size > UNASKED
+                && let Some(memory) = self.memory
+            {
+                held.get_or_insert_with(|| memory.hold()).grow(size).map_err(status::exhausted)?;
             }
             match whole.take() {
                 None if joined.is_empty() => whole = Some(data),
@@ -440,7 +474,7 @@ impl Answer {
         let trailers = self.body.trailers().await?.unwrap_or_default();
         let body = whole.unwrap_or_else(|| joined.freeze());
         let message = unframe_one(body)?;
-        Ok(Collected { headers: self.headers, message, trailers })
+        Ok(Collected { headers: self.headers, message, trailers, held: held.map(Arc::new) })
     }
 }
 
@@ -528,12 +562,12 @@ impl Body {
 impl Duplex {
     /// Splits the call into the end to write to and the answer to wait for.
     pub fn split(self) -> (SendStream<Bytes>, impl Future<Output = Result<Answer, Status>> + Send) {
-        let Self { endpoint, send, pass, response, place } = self;
+        let Self { endpoint, send, pass, response, place, memory } = self;
         let answer = async move {
             let response = response.await.map_err(|error| status::broken(error))?;
             let (parts, stream) = response.into_parts();
             let body = Body { stream, peeked: None, _place: place };
-            let answer = Answer { endpoint, headers: parts.headers, body }.checked(parts.status);
+            let answer = Answer { endpoint, headers: parts.headers, body, memory }.checked(parts.status);
             if let Some(pass) = pass {
                 // What was begun with it is lost; the next call gets a fresh one.
                 pass.is_refused_by(&answer);

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The rooms of the proxy, top floor first. A new room takes its place here before anyone can import it.
-const FLOORS: [&str; 25] = [
+const FLOORS: [&str; 27] = [
     "main",
     "config",
     "app",
@@ -22,6 +22,8 @@ const FLOORS: [&str; 25] = [
     "resolver",
     "upstream",
     "exchange",
+    "audit",
+    "admission",
     "metrics",
     "rules", // The ground: imported by many, importing next to nothing of ours.
     "tls",

@@ -16,7 +16,11 @@ mod siege;
 /// Calls as raw bytes.
 mod raw;
 
+mod audit;
+mod fairness;
+mod hostile_etcd;
 mod identities;
+mod limits;
 mod reading;
 mod table;
 

@@ -65,6 +65,7 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         ordering: Ordering { is_strict: false },
         metrics,
         logs_calls: false,
+        audit: None,
     });
     let watched = Arc::new(Watched { drain, server_tls: None, client_tls: None, profiles });
     let admin = |place| Admin::new(watched.clone(), router.clone(), place);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::ConfigError;
-use crate::rules::tenant::identity::Identity;
+use crate::rules::tenant::{identity::Identity, limits::Limits};
 
 /// The file as far as this part goes; its other keys are flags, which the reader of flags has judged.
 #[derive(Deserialize)]
@@ -36,6 +36,31 @@ pub(super) struct Rule {
     pub password_file: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
+    /// What differs from the flags for all tenants.
+    #[serde(default)]
+    limits: LimitRules,
+}
+
+/// Limits by the names of their flags, without `tenant-`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+struct LimitRules {
+    max_connections: Option<u64>,
+    max_streams: Option<u64>,
+    max_watches: Option<u64>,
+    max_concurrent_requests: Option<u64>,
+    max_requests_per_second: Option<u64>,
+    request_burst: Option<u64>,
+    max_received_bytes_per_second: Option<u64>,
+    max_sent_bytes_per_second: Option<u64>,
+    max_request_bytes: Option<u64>,
+    max_answer_bytes: Option<u64>,
+    max_keys: Option<u64>,
+    max_stored_bytes: Option<u64>,
+    connection_max_watches: Option<u64>,
+    connection_max_requests_per_second: Option<u64>,
+    connection_max_received_bytes_per_second: Option<u64>,
+    connection_max_sent_bytes_per_second: Option<u64>,
 }
 
 /// One of these; a text that ends in `*` is the beginning of what a certificate must say.
@@ -69,6 +94,32 @@ pub(super) fn rules(text: &str) -> Result<Vec<Rule>, String> {
 }
 
 impl Rule {
+    /// The limits of this tenant, on top of everybody's.
+    pub fn limits(&self, everybodys: &Limits) -> Limits {
+        let (rule, mut limits) = (&self.limits, *everybodys);
+        for (limit, own) in [
+            (&mut limits.connections, rule.max_connections),
+            (&mut limits.streams, rule.max_streams),
+            (&mut limits.watches, rule.max_watches),
+            (&mut limits.concurrent_requests, rule.max_concurrent_requests),
+            (&mut limits.rates.requests, rule.max_requests_per_second),
+            (&mut limits.rates.request_burst, rule.request_burst),
+            (&mut limits.rates.received_bytes, rule.max_received_bytes_per_second),
+            (&mut limits.rates.sent_bytes, rule.max_sent_bytes_per_second),
+            (&mut limits.request_bytes, rule.max_request_bytes),
+            (&mut limits.answer_bytes, rule.max_answer_bytes),
+            (&mut limits.keys, rule.max_keys),
+            (&mut limits.stored_bytes, rule.max_stored_bytes),
+            (&mut limits.connection.watches, rule.connection_max_watches),
+            (&mut limits.connection.rates.requests, rule.connection_max_requests_per_second),
+            (&mut limits.connection.rates.received_bytes, rule.connection_max_received_bytes_per_second),
+            (&mut limits.connection.rates.sent_bytes, rule.connection_max_sent_bytes_per_second),
+        ] {
+            *limit = own.unwrap_or(*limit);
+        }
+        limits
+    }
+
     pub fn identities(&self) -> Result<Vec<Identity>, String> {
         if self.identities.is_empty() {
             return Err(format!("client-identity {:?} has no identities, so nobody could be it", self.name));

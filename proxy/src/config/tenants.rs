@@ -8,7 +8,7 @@ use super::{
     users,
 };
 use crate::{
-    flags::{Flags, TenancyFlags},
+    flags::{Flags, LimitFlags, TenancyFlags},
     go,
     rules::{
         methods::Method,
@@ -17,6 +17,7 @@ use crate::{
             Tenant, UserNumber,
             identity::{Identity, Tenants},
             leases::{self, LeaseBlock},
+            limits::{ConnectionLimits, Limits, Rates},
             policy::{Compaction, Policy, Profile, method_named},
         },
     },
@@ -58,7 +59,8 @@ pub(super) fn tenants(flags: &Flags) -> Result<(Tenants, Vec<upstream::users::Co
     let key = lease_key(flags)?;
     let namespace = kept_apart(namespace, profile, &key);
     let policy = Policy::new(profile, compaction(&flags.tenancy.api_compact), &allowed, &denied);
-    Ok((Tenants::one(own, Arc::new(Tenant::new(EVERYONE, namespace, policy))), users))
+    let everyone = Tenant::new(EVERYONE, namespace, policy).limited(limits(&flags.tenant_limits));
+    Ok((Tenants::one(own, Arc::new(everyone)), users))
 }
 
 /// A tenant for each rule.
@@ -78,10 +80,10 @@ fn by_identity(
              --api-compact, --api-allow or --api-deny",
         ));
     }
-    let key = lease_key(flags)?;
+    let (key, everybodys) = (lease_key(flags)?, limits(&flags.tenant_limits));
     let mut tenants: Vec<(Identity, Arc<Tenant>)> = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
-        let mut tenant = tenant(rule, &key)?;
+        let mut tenant = tenant(rule, &key)?.limited(rule.limits(&everybodys));
         if let Some(proof) = users::of_rule(flags, rule)? {
             // The proxy's own user has the first number.
             let number = UserNumber(index + 1);
@@ -114,6 +116,35 @@ fn tenant(rule: &Rule, key: &[u8]) -> Result<Tenant, ConfigError> {
     let denied = methods("api-deny", &rule.api_deny)?;
     let namespace = kept_apart(Namespace::new(rule.namespace.clone()), profile, key);
     Ok(Tenant::new(rule.name.clone(), namespace, Policy::new(profile, compaction, &allowed, &denied)))
+}
+
+/// The limits of each tenant, as far as its rule does not say otherwise.
+fn limits(flags: &LimitFlags) -> Limits {
+    Limits {
+        connections: flags.tenant_max_connections,
+        streams: flags.tenant_max_streams,
+        watches: flags.tenant_max_watches,
+        concurrent_requests: flags.tenant_max_concurrent_requests,
+        rates: Rates {
+            requests: flags.tenant_max_requests_per_second,
+            request_burst: flags.tenant_request_burst,
+            received_bytes: flags.tenant_max_received_bytes_per_second,
+            sent_bytes: flags.tenant_max_sent_bytes_per_second,
+        },
+        request_bytes: flags.tenant_max_request_bytes,
+        answer_bytes: flags.tenant_max_answer_bytes,
+        keys: flags.tenant_max_keys,
+        stored_bytes: flags.tenant_max_stored_bytes,
+        connection: ConnectionLimits {
+            watches: flags.connection_max_watches,
+            rates: Rates {
+                requests: flags.connection_max_requests_per_second,
+                request_burst: 0,
+                received_bytes: flags.connection_max_received_bytes_per_second,
+                sent_bytes: flags.connection_max_sent_bytes_per_second,
+            },
+        },
+    }
 }
 
 /// Two tenants that share a prefix, as a reader and a writer may, share it knowingly. One whose prefix begins another's
@@ -256,6 +287,23 @@ mod tests {
         check(&rule("a", "/a/", ", api-compact: some"), "", "api-compact must be one of");
         check(&rule("a", "/a/", ", api-deny: [Range]"), "", "invalid api-deny");
         check(&a, "/x/", "give no --namespace");
+    }
+
+    #[test]
+    fn a_rule_has_limits_of_its_own_on_top_of_everybodys() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        let rules = "client-identity:\n\
+                     - {name: a, namespace: /a/, identities: [{common-name: a}], limits: {max-watches: 7}}\n\
+                     - {name: b, namespace: /b/, identities: [{common-name: b}], limits: {max-streams: 0}}\n";
+        std::fs::write(file.path(), rules).expect("it can be written");
+        let mut flags =
+            Flags { config_file: Some(file.path().into()), trusted_ca_file: Some("ca".into()), ..Flags::default() };
+        flags.tenant_limits.tenant_max_watches = 5;
+        flags.tenant_limits.tenant_max_streams = 3;
+        let all = tenants(&flags).expect("good rules").0.all();
+        let found: Vec<_> =
+            all.iter().map(|tenant| (tenant.usage.limits.watches, tenant.usage.limits.streams)).collect();
+        assert_eq!(found, [(7, 3), (5, 0)]);
     }
 
     #[test]

@@ -52,6 +52,23 @@ pub struct TenancyFlags {
     pub api_deny: std::vec::Vec<String>,
 }
 
+/// See [`super::Flags`].
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AuditFlags {
+    /// file to which a line of JSON is appended for each call: who asked what of which keys, and what came of it
+    ///
+    /// None, since it tells of everybody's keys. Values are never told. SIGHUP opens the file anew.
+    #[arg(long, help_heading = TENANTS, value_name = "string", default_value = "", value_parser = super::path())]
+    pub audit_log: std::option::Option<PathBuf>,
+
+    /// one in so many calls that went well is written to audit-log; those that did not always are
+    ///
+    /// 1 writes all.
+    #[arg(long, help_heading = TENANTS, value_name = "uint64", default_value = "1", value_parser = super::uint64)]
+    pub audit_sample: u64,
+}
+
 fn profile(text: &str) -> Result<String, String> {
     one_of(&PROFILES, text)
 }

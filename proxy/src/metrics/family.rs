@@ -76,6 +76,10 @@ families! {
     HANDSHAKES_FAILED = counter("etcd_proxy_client_handshakes_failed_total", &[], "Client connections that ended before their first request.");
     // Tenants.
     WITHHELD = counter("etcd_proxy_withheld_total", &[], "Answers and events of etcd that held a key from outside the namespace of whoever asked, and were not handed on.");
+    TENANT_REFUSED = counter("etcd_proxy_tenant_refused_total", &["limit", "tenant"], "What was refused because a tenant had reached a limit.");
+    TENANT_USED = gauge("etcd_proxy_tenant_used", &["limit", "tenant"], "What a tenant uses now of what has a limit.");
+    AUDIT_LINES = counter("etcd_proxy_audit_lines_total", &[], "Lines that were written to the audit log.");
+    AUDIT_DROPPED = counter("etcd_proxy_audit_lines_dropped_total", &[], "Lines of the audit log that were lost, because there were too many at a time or they could not be written.");
     // Etcd.
     UPSTREAM_SECONDS = histogram("etcd_proxy_upstream_seconds", UPSTREAM, "Time from sending a call to an endpoint until its answer began.");
     UPSTREAM_ERRORS = counter("etcd_proxy_upstream_errors_total", &["endpoint", "grpc_code", "grpc_method", "grpc_service"], "Calls that an endpoint answered with an error and nothing else.");

@@ -27,6 +27,7 @@ fn exercised() -> (Metrics, Arc<EndpointCalls>, Observed) {
             not_after: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(60)),
             is_current: true,
         }],
+        tenants: vec![TenantUse { tenant: "a".into(), refused: vec![("watches", 2)], used: vec![("watches", 1)] }],
         ..Observed::default()
     };
     (metrics, endpoint, observed)

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
 };
 
@@ -13,7 +13,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
     namespace::Namespace,
-    tenant::{Tenant, UserNumber},
+    tenant::{
+        Tenant, UserNumber,
+        limits::{Counter, Flow},
+    },
 };
 
 /// One request's sender: its connection and the metadata that it sent.
@@ -32,8 +35,21 @@ pub struct Connection {
     pub number: u64,
     /// To whom it belongs.
     pub tenant: Arc<Tenant>,
+    /// What the client's certificate says who it is; for logs only.
+    pub identity: Option<Box<str>>,
     /// What its answers may not fall behind.
     pub shown: Shown,
+    /// What it uses, if connections of its tenant have limits.
+    pub usage: Option<Box<ConnectionUsage>>,
+    /// Whether it is one of those that the tenant may have.
+    has_place: AtomicBool,
+}
+
+/// What one connection uses.
+#[derive(Debug)]
+pub struct ConnectionUsage {
+    pub watches: Counter,
+    pub flow: Flow,
 }
 
 /// The newest revision that a connection was shown: no read of its own may come back older, or a client would see time
@@ -58,7 +74,44 @@ impl Shown {
 
 impl Connection {
     pub fn new(peer: Option<SocketAddr>, number: u64, tenant: Arc<Tenant>) -> Arc<Self> {
-        Arc::new(Self { peer, number, tenant, shown: Shown::default() })
+        Self::identified(peer, number, tenant, None)
+    }
+
+    /// One whose client has said who it is.
+    pub fn identified(
+        peer: Option<SocketAddr>,
+        number: u64,
+        tenant: Arc<Tenant>,
+        identity: Option<Box<str>>,
+    ) -> Arc<Self> {
+        let limits = &tenant.usage.limits.connection;
+        let usage = (*limits != Default::default()).then(|| {
+            Box::new(ConnectionUsage { watches: Counter::new(limits.watches), flow: Flow::new(&limits.rates) })
+        });
+        let has_place = AtomicBool::new(tenant.usage.connections.take());
+        Arc::new(Self { peer, number, tenant, identity, shown: Shown::default(), usage, has_place })
+    }
+
+    /// Whether it is among the connections that its tenant may have; one that came too late may have become it.
+    pub fn has_place(&self) -> bool {
+        if self.has_place.load(Ordering::Relaxed) {
+            return true;
+        }
+        if !self.tenant.usage.connections.take() {
+            return false;
+        }
+        if self.has_place.swap(true, Ordering::Relaxed) {
+            self.tenant.usage.connections.give_back();
+        }
+        true
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if *self.has_place.get_mut() {
+            self.tenant.usage.connections.give_back();
+        }
     }
 }
 

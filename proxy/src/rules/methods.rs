@@ -103,6 +103,11 @@ impl Method {
         self.path == "/v3electionpb.Election/Observe"
     }
 
+    /// Whether a unary call waits for something to happen in the cluster, for as long as that takes.
+    pub fn waits(&self) -> bool {
+        matches!(self.path, "/v3lockpb.Lock/Lock" | "/v3electionpb.Election/Campaign")
+    }
+
     /// `grpc_type` as the metrics of gRPC servers spell it.
     pub fn grpc_type(&self) -> &'static str {
         match self.kind {

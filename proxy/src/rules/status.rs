@@ -9,9 +9,14 @@ use base64::{
 use http::{HeaderMap, HeaderValue};
 pub use tonic::{Code, Status};
 
+use prost::Message as _;
+
 use super::{
     methods::Method,
-    tenant::policy::{Profile, Refusal},
+    tenant::{
+        limits::{Exceeded, Limit},
+        policy::{Profile, Refusal},
+    },
 };
 use crate::go;
 
@@ -170,6 +175,58 @@ pub fn not_allowed(method: &Method, refusal: Refusal) -> Status {
         Refusal::Unknown => return unknown_identity(),
         Refusal::Denied => format!("etcdserver: permission denied: {name} is denied by the configuration of the proxy"),
     })
+}
+
+/// A limit of the tenant's is reached. Begins with etcd's own words where etcd has any, and says when to come again: in
+/// words, as gRPC's `RetryInfo`, and as HTTP's `retry-after` in whole seconds.
+pub fn exhausted(exceeded: Exceeded) -> Status {
+    let Exceeded { limit, wait } = exceeded;
+    let what = match limit {
+        Limit::Connections => "etcdserver: too many connections of this tenant",
+        Limit::Streams => "etcdserver: too many streams of this tenant",
+        Limit::Watches => "etcdserver: too many watches of this tenant",
+        Limit::ConcurrentRequests => "etcdserver: too many requests: too many of this tenant are under way",
+        Limit::RequestRate => "etcdserver: too many requests: more in a second than this tenant may make",
+        Limit::RequestBytes => "etcdserver: request is too large for this tenant",
+        Limit::AnswerBytes => "etcdserver: the answer is larger than this tenant may ask for; read it in pages",
+        Limit::Keys => "etcdserver: mvcc: database space exceeded: this tenant has as many keys as it may have",
+        Limit::StoredBytes => "etcdserver: mvcc: database space exceeded: this tenant has stored as much as it may",
+        Limit::Upstream => "etcdserver: too many requests: no turn came in time, since others have theirs first",
+        Limit::Memory => "etcdserver: the proxy holds too many large answers; read in pages",
+    };
+    let message = format!("{what}; try again in {}ms", wait.as_millis().max(1));
+    let retry = RetryInfo { retry_delay: prost_types::Duration::try_from(wait).ok() };
+    let details = RichStatus {
+        code: Code::ResourceExhausted as i32,
+        message: message.clone(),
+        details: vec![prost_types::Any { type_url: RETRY_INFO.to_owned(), value: retry.encode_to_vec() }],
+    };
+    let mut status = Status::with_details(Code::ResourceExhausted, message, details.encode_to_vec().into());
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    if let Ok(seconds) = seconds.to_string().parse() {
+        status.metadata_mut().insert("retry-after", seconds);
+    }
+    status
+}
+
+const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
+
+/// `google.rpc.Status`, as far as it is needed here.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RichStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// `google.rpc.RetryInfo`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
 }
 
 /// A compaction of what is not yet, in etcd's words.
@@ -371,6 +428,21 @@ mod tests {
             assert_eq!(trailers["grpc-status"], "13");
             assert_eq!(of_trailers(&trailers).expect("a status").message(), words);
         }
+    }
+
+    #[test]
+    fn who_is_refused_for_a_time_is_told_how_long_in_three_ways() {
+        let wait = std::time::Duration::from_millis(1500);
+        let trailers = trailers(&exhausted(Exceeded { limit: Limit::RequestRate, wait }));
+        let status = of_trailers(&trailers).expect("a status");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().starts_with("etcdserver: too many requests"), "{status:?}");
+        assert!(status.message().ends_with("try again in 1500ms"), "{status:?}");
+        assert_eq!(trailers["retry-after"], "2");
+        let details = RichStatus::decode(status.details()).expect("google.rpc.Status");
+        assert_eq!((details.code, details.message.as_str()), (8, status.message()));
+        let retry = RetryInfo::decode(&details.details[0].value[..]).expect("RetryInfo");
+        assert_eq!(retry.retry_delay, Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }));
     }
 
     #[test]

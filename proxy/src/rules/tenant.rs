@@ -15,8 +15,10 @@ use super::namespace::Namespace;
 
 pub mod identity;
 pub mod leases;
+pub mod limits;
 pub mod policy;
 
+use limits::{Limits, Usage};
 use policy::Policy;
 
 /// One tenant of the proxy. Two are the same only if they are one and the same value, not if they look alike: what is
@@ -28,6 +30,7 @@ pub struct Tenant {
     pub name: String,
     pub namespace: Namespace,
     pub policy: Policy,
+    pub usage: Usage,
     /// As whom etcd is asked for requests that bring no credentials of their own; none is nobody.
     pub user: Option<UserNumber>,
 }
@@ -51,11 +54,17 @@ static NOBODY: LazyLock<Arc<Tenant>> =
 
 impl Tenant {
     pub fn new(name: impl Into<String>, namespace: Namespace, policy: Policy) -> Self {
-        Self { number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed), name: name.into(), namespace, policy, user: None }
+        let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self { number, name: name.into(), namespace, policy, usage: Usage::new(Limits::default()), user: None }
     }
 
     pub fn acting_as(self, user: UserNumber) -> Self {
         Self { user: Some(user), ..self }
+    }
+
+    /// The same with limits.
+    pub fn limited(self, limits: Limits) -> Self {
+        Self { usage: Usage::new(limits), ..self }
     }
 
     /// The proxy itself, which sees everything.

@@ -21,6 +21,7 @@ use super::{
     prefaced::{Io, Prefaced, Protocol},
 };
 use crate::{
+    admission::TURNED_AWAY_AFTER,
     drain::{Observer, Watcher},
     metrics::Metrics,
     rules::{caller::Connection, tenant::Tenant},
@@ -81,6 +82,16 @@ fn tenant_of(front: &Front, peer: Option<SocketAddr>, identity: Option<&PeerIden
     })
 }
 
+fn connection(
+    front: &Front,
+    peer: Option<SocketAddr>,
+    number: u64,
+    identity: Option<&PeerIdentity>,
+) -> Arc<Connection> {
+    let name = identity.and_then(PeerIdentity::name).map(Box::from);
+    Connection::identified(peer, number, tenant_of(front, peer, identity), name)
+}
+
 impl Shard {
     /// Serves sockets until there are no more to come and nobody waits for those that are open.
     pub async fn run(self, mut sockets: mpsc::Receiver<Accepted>, front: Arc<Front>, drain: Watcher) {
@@ -118,14 +129,25 @@ impl Shard {
         match opening {
             Ok(Ok((Protocol::Http2, socket, identity))) => {
                 let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
-                let connection = Connection::new(peer, number, tenant_of(&front, peer, identity.as_ref()));
-                http2::serve(&self.config, &self.metrics, socket, connection, front, end).await;
+                let connection = connection(&front, peer, number, identity.as_ref());
+                let serving = http2::serve(&self.config, &self.metrics, socket, connection.clone(), front, end);
+                let mut serving = Box::pin(serving);
+                if !connection.has_place() {
+                    tracing::warn!(?peer, tenant = connection.tenant.name, "a tenant has too many connections");
+                    tokio::select! {
+                        () = &mut serving => return,
+                        () = tokio::time::sleep(TURNED_AWAY_AFTER) => (),
+                    }
+                }
+                if connection.has_place() {
+                    serving.await;
+                }
             }
             Ok(Ok((Protocol::Http1, socket, identity))) => {
                 let is_secure = self.config.tls.is_some();
                 let http = Http::new(front.clone(), is_secure, move || {
                     let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
-                    Connection::new(peer, number, tenant_of(&front, peer, identity.as_ref()))
+                    connection(&front, peer, number, identity.as_ref())
                 });
                 self.serve_http1(socket, http, end).await;
             }

@@ -36,6 +36,7 @@ use super::{
     watch::hub::Hub,
 };
 use crate::{
+    admission,
     exchange::{Outcome, Replies, Requests, until},
     metrics::Metrics,
     rules::{
@@ -222,6 +223,9 @@ impl Cache {
         caller.connection.shown.note(answer.header.revision);
         self.hub.saw(answer.header.revision);
         let Answer { header, body, .. } = answer;
+        if let Err(exceeded) = admission::check_answer(&caller.connection, body.len()) {
+            return Ok(fail(replies, &status::exhausted(exceeded)));
+        }
         let header = ResponseHeader { member_id, ..header };
         replies.begin(HeaderMap::new())?;
         let mut head = framed_head(&header, body.len());

@@ -13,6 +13,7 @@ use super::{
     watch::hub::Hub,
 };
 use crate::{
+    admission,
     exchange::{Outcome, Replies, Requests, in_time, send_all, until},
     metrics::Metrics,
     rules::{
@@ -22,7 +23,10 @@ use crate::{
         methods::{self, Kind, Lane, Method, Revision},
         namespace::{Namespace, Shape},
         status::{self, Code, Status},
-        tenant::policy,
+        tenant::{
+            limits::{Exceeded, Limit},
+            policy,
+        },
         wire,
     },
     upstream::{Answer, Collected, Upstream, code_of},
@@ -76,6 +80,7 @@ impl Forward<'_> {
             if method.lane == Lane::Compact {
                 compacts_at = compaction(&requests, &body);
             }
+            self.check_room(caller, method, &requests, &body)?;
             let body = match (self.namespace.leases(), method.keys.request) {
                 (Some(block), Some(shape)) if own::makes_lease(shape) && framing::is_whole(&body) => {
                     let message = requests.unframe(&body)?;
@@ -104,6 +109,39 @@ impl Forward<'_> {
             self.hub.compacted(revision);
         }
         outcome
+    }
+
+    /// Whether the tenant may store more, if this is a request that stores.
+    pub fn check_room(
+        &self,
+        caller: &Caller,
+        method: &'static Method,
+        requests: &Requests,
+        body: &Bytes,
+    ) -> Result<(), Status> {
+        let usage = &caller.tenant().usage;
+        if !usage.has_quota() {
+            return Ok(());
+        }
+        let stores = match method.keys.request {
+            Some(Shape::Put | Shape::Lock | Shape::Campaign | Shape::Proclaim) => true,
+            Some(Shape::Txn) => policy::txn_puts(&requests.unframe(body)?).map_err(status::malformed)?,
+            _ => false,
+        };
+        if stores { usage.has_room().map_err(status::exhausted) } else { Ok(()) }
+    }
+
+    fn max_answer(&self, caller: &Caller) -> usize {
+        admission::max_answer(&caller.connection, self.upstream.limits().max_answer)
+    }
+
+    /// A failure as the caller shall hear of it: of an answer that is too large for its tenant only, it is told that.
+    fn too_large(&self, caller: &Caller, status: Status) -> Status {
+        let limit = self.max_answer(caller);
+        if status.code() == Code::ResourceExhausted && limit < self.upstream.limits().max_answer {
+            return status::exhausted(caller.tenant().usage.refused(Exceeded::of(Limit::AnswerBytes)));
+        }
+        status
     }
 
     /// The request as etcd is to have it, if its message must be opened here: with its keys in the namespace, and not
@@ -154,12 +192,12 @@ impl Forward<'_> {
             return self.hand_down_stripped(answer, caller, method, replies).await;
         }
         replies.begin(std::mem::take(&mut answer.headers))?;
-        let mut size_check = SizeCheck::new(self.upstream.limits().max_answer);
+        let mut size_check = SizeCheck::new(self.max_answer(caller));
         let mut strip = shape.map(|shape| Strip {
             namespace: self.namespace,
             metrics: &self.hub.metrics,
             shape,
-            decoder: Decoder::new(self.upstream.limits().max_answer),
+            decoder: Decoder::new(self.max_answer(caller)),
         });
         let mut wants_revision = method.revision == Revision::Shown;
         let mut drain = self.hub.drain();
@@ -176,7 +214,7 @@ impl Forward<'_> {
                 None => break,
             };
             if let Err(status) = size_check.pass(&data) {
-                return Ok(fail(replies, &status));
+                return Ok(fail(replies, &self.too_large(caller, status)));
             }
             if std::mem::take(&mut wants_revision) {
                 self.note_revision(caller, data.get(framing::PREFIX_LEN..).unwrap_or_default());
@@ -202,12 +240,12 @@ impl Forward<'_> {
     ) -> Outcome {
         let collected = tokio::select! {
             biased;
-            collected = answer.collect(self.upstream.limits().max_answer) => collected,
+            collected = answer.collect(self.max_answer(caller)) => collected,
             gone = replies.gone() => return Err(gone),
         };
         let collected = match collected {
             Ok(collected) => collected,
-            Err(status) => return Ok(fail(replies, &status)),
+            Err(status) => return Ok(fail(replies, &self.too_large(caller, status))),
         };
         self.reply(caller, method, collected, replies).await
     }
@@ -221,6 +259,11 @@ impl Forward<'_> {
         mut replies: Replies,
     ) -> Outcome {
         let code = collected.code();
+        // An answer that was read for several may be too large for one of them.
+        let size = collected.message.as_ref().map_or(0, Bytes::len);
+        if let Err(exceeded) = admission::check_answer(&caller.connection, size) {
+            return Ok(fail(replies, &status::exhausted(exceeded)));
+        }
         if let Some(message) = collected.message {
             if method.revision == Revision::Shown {
                 self.note_revision(caller, &message);

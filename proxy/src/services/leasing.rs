@@ -115,6 +115,7 @@ impl Leasing {
     ) -> Served {
         let work = async {
             let body = requests.collect().await?;
+            to.check_room(caller, method, &requests, &body)?;
             // etcd refuses a request without a whole message in its own words.
             let answer = match framing::is_whole(&body) {
                 true => self.answer(to, caller, method, requests.unframe(&body)?).await?,

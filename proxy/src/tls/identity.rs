@@ -12,6 +12,14 @@ pub struct PeerIdentity {
     pub uris: Vec<String>,
 }
 
+impl PeerIdentity {
+    /// A name for logs: the first of what it says that it has.
+    pub fn name(&self) -> Option<&str> {
+        let mut names = self.common_name.iter().chain(&self.uris).chain(&self.dns_names);
+        names.next().map(String::as_str)
+    }
+}
+
 /// The identity in the leaf of a chain; none without a certificate or with one that cannot be read.
 pub fn peer_identity(certificates: &[CertificateDer<'_>]) -> Option<PeerIdentity> {
     let (_, leaf) = X509Certificate::from_der(certificates.first()?).ok()?;

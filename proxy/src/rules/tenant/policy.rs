@@ -158,18 +158,25 @@ const MAX_DEPTH: usize = 130;
 /// Whether an encoded `TxnRequest` holds anything that writes, at any depth and on either side. An operation that holds
 /// several members counts as each of them, whichever of them a decoder would take.
 pub fn txn_writes(txn: &[u8]) -> Result<bool, Malformed> {
-    txn_writes_at(txn, 0)
+    txn_has(&[PUT, DELETE_RANGE], txn, 0)
 }
 
-fn txn_writes_at(txn: &[u8], depth: usize) -> Result<bool, Malformed> {
+/// Whether it holds anything that stores.
+pub fn txn_puts(txn: &[u8]) -> Result<bool, Malformed> {
+    txn_has(&[PUT], txn, 0)
+}
+
+/// Members of a `RequestOp`.
+const PUT: u32 = 2;
+const DELETE_RANGE: u32 = 3;
+const TXN: u32 = 4;
+
+fn txn_has(kinds: &[u32], txn: &[u8], depth: usize) -> Result<bool, Malformed> {
     const SIDES: [u32; 2] = [2, 3];
-    const PUT: u32 = 2;
-    const DELETE_RANGE: u32 = 3;
-    const TXN: u32 = 4;
     if depth >= MAX_DEPTH {
         return Err(Malformed::Depth);
     }
-    let mut writes = false;
+    let mut has = false;
     for field in wire::fields(txn) {
         let field = field?;
         let (true, Value::Bytes(operation)) = (SIDES.contains(&field.number), field.value) else { continue };
@@ -178,13 +185,13 @@ fn txn_writes_at(txn: &[u8], depth: usize) -> Result<bool, Malformed> {
         for member in wire::fields(operation) {
             let member = member?;
             match (member.number, member.value) {
-                (PUT | DELETE_RANGE, Value::Bytes(_)) => writes = true,
-                (TXN, Value::Bytes(nested)) => writes |= txn_writes_at(nested, depth + 1)?,
+                (TXN, Value::Bytes(nested)) => has |= txn_has(kinds, nested, depth + 1)?,
+                (kind, Value::Bytes(_)) if kinds.contains(&kind) => has = true,
                 _ => (),
             }
         }
     }
-    Ok(writes)
+    Ok(has)
 }
 
 #[cfg(test)]

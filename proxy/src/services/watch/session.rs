@@ -29,12 +29,14 @@ use super::{
     log::{End, Read, Refused, Seat, Subscriber},
 };
 use crate::{
+    admission,
     exchange::{Gone, Replies, Requests, passed},
     rules::{
         caller::{Caller, Connection},
         framing,
         keys::KeyRange,
         status::{self, Status},
+        tenant::limits::{Exceeded, Limit},
     },
 };
 
@@ -100,8 +102,17 @@ enum Source {
 
 /// A request of the client's whose answer is ready to be given.
 enum Asked {
-    Create { created: Create, joined: Result<Joined, JoinError> },
-    Cancel { watch_id: i64 },
+    Create {
+        created: Create,
+        joined: Result<Joined, JoinError>,
+    },
+    /// A create for which there was no room.
+    Full {
+        header: ResponseHeader,
+    },
+    Cancel {
+        watch_id: i64,
+    },
     Progress,
 }
 
@@ -201,6 +212,8 @@ impl Session {
     }
 
     fn ask_create(&self, create: WatchCreateRequest) -> BoxFuture<'static, Asked> {
+        // etcd need not be asked for what cannot be had.
+        let is_full = admission::watches_are_full(&self.connection);
         let wishes = Wishes {
             no_put: create.filters.contains(&(FilterType::Noput as i32)),
             no_delete: create.filters.contains(&(FilterType::Nodelete as i32)),
@@ -216,7 +229,11 @@ impl Session {
         };
         let created = Create { watch_id: create.watch_id, start_revision: create.start_revision, wishes };
         let (hub, feed) = (self.hub.clone(), self.feed.clone());
+        let header = ResponseHeader { revision: self.last_header.revision.max(hub.seen()), ..self.last_header };
         Box::pin(async move {
+            if is_full {
+                return Asked::Full { header };
+            }
             let joined = hub.join(&feed, &wanted).await;
             Asked::Create { created, joined }
         })
@@ -227,6 +244,7 @@ impl Session {
         match asked {
             Asked::Create { created, joined: Ok(joined) } => self.create(&created, joined),
             Asked::Create { joined: Err(JoinError::Refused(refused)), .. } => self.refuse_create(refused),
+            Asked::Full { header } => self.refuse_for_want_of_room(header),
             // The feed's own end is about to end the session.
             Asked::Create { joined: Err(JoinError::Lost), .. } => (),
             Asked::Cancel { watch_id } => self.cancel(watch_id),
@@ -237,10 +255,15 @@ impl Session {
 
     fn create(&mut self, created: &Create, joined: Joined) {
         let Joined { header, next_revision, live } = joined;
-        let Some(watch_id) = self.take_id(created.watch_id) else {
+        if self.ids.contains_key(&created.watch_id) && created.watch_id != 0 {
             let reason = status::DUPLICATE_WATCH_ID_REASON.to_owned();
             return self.refuse_create(Refused { header, reason });
-        };
+        }
+        if let Err(exceeded) = admission::take_watch(&self.connection) {
+            let reason = status::exhausted(exceeded).message().to_owned();
+            return self.refuse_create(Refused { header, reason });
+        }
+        let watch_id = self.take_id(created.watch_id);
         let key = self.next_key;
         self.next_key += 1;
         self.ids.insert(watch_id, key);
@@ -253,16 +276,21 @@ impl Session {
         self.give_turn(key);
     }
 
-    /// The id for a new watch: the client's own if it is free, or the next free one.
-    fn take_id(&mut self, wanted: i64) -> Option<i64> {
+    /// The id for a new watch: the client's own, which is free, or the next free one.
+    fn take_id(&mut self, wanted: i64) -> i64 {
         if wanted != 0 {
-            return (!self.ids.contains_key(&wanted)).then_some(wanted);
+            return wanted;
         }
         while self.ids.contains_key(&self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
-        Some(self.next_id - 1)
+        self.next_id - 1
+    }
+
+    fn refuse_for_want_of_room(&mut self, header: ResponseHeader) {
+        let exceeded = self.connection.tenant.usage.refused(Exceeded::of(Limit::Watches));
+        self.refuse_create(Refused { header, reason: status::exhausted(exceeded).message().to_owned() });
     }
 
     fn refuse_create(&mut self, refused: Refused) {
@@ -306,6 +334,7 @@ impl Session {
     fn remove(&mut self, key: u64) {
         if let Some(watch) = self.watches.remove(&key) {
             watch.leave();
+            admission::give_back_watch(&self.connection);
             self.ids.remove(&watch.cursor.watch_id);
             self.hub.metrics.client_watches.dec();
         }
