@@ -26,24 +26,15 @@ NAMES="etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes helm-3 helm-4
 # behind one another.
 LOCK_SECONDS=1800
 
-if [[ -n "${ETCD_PROXY_TOOLS:-}" ]]; then
-  cache=$ETCD_PROXY_TOOLS
-elif [[ -n "${XDG_CACHE_HOME:-}" ]]; then
-  cache=$XDG_CACHE_HOME/etcd-proxy
-elif [[ -w "${HOME:-}" ]]; then
-  cache=$HOME/.cache/etcd-proxy
-else
-  cache=$(dirname "$here")/target/tools
-fi
-
 say() { echo "tools: $*" >&2; }
 die() {
   say "$*"
   exit 1
 }
 
-# newer_or_equal A B: whether version A is B or later.
-newer_or_equal() { [[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | tail -n 1)" == "$1" ]]; }
+# shellcheck source=tools/keep.sh
+source "$here/keep.sh"
+cache=$(kept "$(dirname "$here")/target/tools")
 
 # pinned NAME: the version in NAME's go.mod, without the v.
 pinned() {
@@ -225,27 +216,18 @@ build() {
   bin=$cache/${name%-3.?}-$version/bin
 
   if ! complete "$bin" $(programs "$name"); then
-    mkdir -p "$cache"
-    exec 9>"$cache/.lock-$name"
-    if command -v flock >/dev/null && ! flock -n 9; then
-      say "another build of $name is running; waiting for it"
-      flock -w "$LOCK_SECONDS" 9 || die "waited $LOCK_SECONDS s for the other build of $name; is it stuck? Its lock is $cache/.lock-$name"
-    fi
+    lock "$name"
     # The one before us may have built it meanwhile.
     if ! complete "$bin" $(programs "$name"); then
       rm -rf "$bin"
       if [[ $name != etcd-3.7 ]] || ! use_installed "$bin"; then
         want_go "$name"
-        temporary=$(mktemp -d "$cache/.$name.XXXXXX")
-        chmod 755 "$temporary"
-        trap 'rm -rf "$temporary"' EXIT
+        beside "$name"
         watched "building $name ($version) from its Go module, $minutes minutes" compile "$name" "$temporary"
-        mkdir -p "$(dirname "$bin")"
-        mv -T "$temporary" "$bin"
-        trap - EXIT
+        in_place "$bin"
       fi
     fi
-    exec 9>&-
+    unlock
   fi
   echo "$bin"
 }

@@ -22,25 +22,15 @@ JAVA_NEEDED=17
 NODE_NEEDED=18
 PYTHON_NEEDED=3.10
 
-if [[ -n "${ETCD_PROXY_TOOLS:-}" ]]; then
-  cache=$ETCD_PROXY_TOOLS
-elif [[ -n "${XDG_CACHE_HOME:-}" ]]; then
-  cache=$XDG_CACHE_HOME/etcd-proxy
-elif [[ -w "${HOME:-}" ]]; then
-  cache=$HOME/.cache/etcd-proxy
-else
-  cache=$(cd "$here/../.." && pwd)/target/tools
-fi
-cache=$cache/clients
-
 say() { echo "clients: $*" >&2; }
 die() {
   say "$*"
   exit 1
 }
 
-# newer_or_equal A B: whether version A is B or later.
-newer_or_equal() { [[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | tail -n 1)" == "$1" ]]; }
+# shellcheck source=tools/keep.sh
+source "$here/../../tools/keep.sh"
+cache=$(kept "$(cd "$here/../.." && pwd)/target/tools")/clients
 
 # want PURPOSE PACKAGES COMMAND...: sees to it that COMMANDs are there; root gets
 # Debian's PACKAGES, others are told to install them.
@@ -85,23 +75,14 @@ once() {
   local folder=$1 temporary
   shift
   [[ ! -d "$folder" ]] || return 0
-  mkdir -p "$cache"
-  exec 9>"$cache/.lock-$(basename "$folder")"
-  if command -v flock >/dev/null && ! flock -n 9; then
-    say "another process makes $(basename "$folder"); waiting for it"
-    flock -w "$LOCK_SECONDS" 9 || die "waited $LOCK_SECONDS s for $folder; is it stuck?"
-  fi
+  lock "$(basename "$folder")"
   # The one before us may have made it meanwhile.
   if [[ ! -d "$folder" ]]; then
-    temporary=$(mktemp -d "$cache/.making.XXXXXX")
-    # shellcheck disable=SC2064 # the folder of now
-    trap "rm -rf '$temporary'" EXIT
+    beside making
     "$@" "$temporary" || die "making $folder failed; the lines above say why"
-    chmod 755 "$temporary"
-    mv -T "$temporary" "$folder"
-    trap - EXIT
+    in_place "$folder"
   fi
-  exec 9>&-
+  unlock
 }
 
 # of FILE...: a short name for the contents of these files.
