@@ -3,7 +3,7 @@
 //! Paths, codes and texts are those of etcd's proxy and, for what that lacks, of etcd itself; an error says besides
 //! what would be right.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use axum::{BoxError, body::Body};
 use bytes::Bytes;
@@ -11,11 +11,13 @@ use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS},
 };
+use tokio::sync::watch;
 
 use crate::{
     drain::Observer,
     logging,
     metrics::{Observed, Side, TenantUse, TlsFile},
+    resolver::Registered,
     router::Router,
     rules::tenant::{Tenant, limits::Limit},
     tls::{ClientTls, FileStatus, Role, ServerTls},
@@ -29,6 +31,7 @@ mod probe;
 mod profile;
 mod query;
 mod ready;
+pub mod status;
 
 use query::Query;
 
@@ -47,6 +50,17 @@ pub struct Watched {
     pub client_tls: Option<ClientTls>,
     /// Whether profiles may be taken (`--enable-pprof`).
     pub profiles: bool,
+    /// Who is registered, if this proxy is.
+    pub registered: Option<watch::Receiver<Registered>>,
+    pub identity: Identity,
+}
+
+/// What tells this process from others.
+pub struct Identity {
+    /// Of the machine.
+    pub name: String,
+    pub listen_address: String,
+    pub started: SystemTime,
 }
 
 /// Where a page is asked for.
@@ -86,6 +100,8 @@ impl Admin {
             "/metrics" => members::metrics(&self.router.upstream).await,
             "/version" => members::version(&self.router.upstream).await,
             "/proxy/metrics" => self.metrics(),
+            "/" => status::page(),
+            "/status.json" => status::json(&self.watched, &self.router),
             path if path.starts_with("/debug/pprof") => profile::answer(path, &query).await,
             path => ready::answer(path, &self.watched, &self.router, &query).unwrap_or_else(|| not_found(path)),
         }
@@ -94,6 +110,8 @@ impl Admin {
     fn has(&self, path: &str) -> bool {
         match path {
             "/health" | "/proxy/health" | "/metrics" | "/version" | "/proxy/metrics" | "/livez" | "/readyz" => true,
+            // Not for clients: it tells of all tenants.
+            "/" | "/status.json" => self.place == Place::ForOperators,
             _ if path.starts_with("/livez/") || path.starts_with("/readyz/") => true,
             "/debug/pprof" => self.watched.profiles,
             _ => path.starts_with("/debug/pprof/") && self.watched.profiles,

@@ -1,6 +1,12 @@
 //! The proxy from its checked configuration to its last connection; what main, tests and benches all start.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -8,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    admin::{Admin, Place, Watched},
+    admin::{Admin, Identity, Place, Watched},
     admission::{gate::Gate, memory::Memory},
     audit::{self, AuditLog},
     drain::{self, Trigger},
@@ -46,6 +52,8 @@ use crate::{
 /// Everything that the proxy needs to know, checked; one part per room.
 #[derive(Clone)]
 pub struct Config {
+    /// The name of the machine, empty if nobody knows it.
+    pub machine: String,
     /// Where clients are served, `host:port`.
     pub listen_address: String,
     pub server: server::Config,
@@ -165,6 +173,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     discovery.begin().await;
     tasks.push(tokio::spawn(discovery.run()));
 
+    metrics.registrations_wanted.set(i64::from(config.registration.is_some()));
     let registered = config.registration.map(|registration| {
         let (registered, working) =
             resolver::start(registration, &upstream, &config.tenants.own().namespace, &metrics, watcher.clone());
@@ -175,7 +184,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         // etcd's proxy dials itself here; people look for the line to learn what a proxy advertises.
         tracing::info!("grpcProxyAdvertiseClientURL" = this.address, "create proxy client");
     }
-    let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered }));
+    let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered: registered.clone() }));
 
     let hub = Hub::new(upstream.clone(), metrics.clone(), config.watch, watcher.observer());
     let cache = Cache::new(hub.clone(), metrics.clone(), config.cache);
@@ -197,6 +206,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         server_tls: config.server.tls.clone(),
         client_tls: config.channel.tls.clone(),
         profiles: config.profiles,
+        registered: registered.clone(),
+        identity: Identity {
+            name: config.machine,
+            listen_address: address.to_string(),
+            started: SystemTime::now(),
+        },
     });
     if config.profiles {
         tracing::info!(path = PROFILES_PATH, "gRPC proxy enabled pprof");

@@ -52,6 +52,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
     let endpoints: Vec<Arc<Endpoint>> =
         configured_endpoints(flags).iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
     Ok(app::Config {
+        machine: host_name().unwrap_or_default(),
         listen_address: flags.listen_addr.clone(),
         server: server::Config {
             tls: server_tls(flags)?,

@@ -5,7 +5,7 @@
 //! only when someone asks.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -25,10 +25,13 @@ mod family;
 pub mod gateway;
 pub mod http_proxy;
 mod process;
+mod refusals;
 
-pub use calls::{Call, Messages};
+pub use calls::{Call, CallTotals, Messages};
 pub use document::markdown;
-pub use endpoint::{EndpointCalls, Failure};
+pub use endpoint::{EndpointCalls, Failure, Totals};
+pub use process::Usage;
+pub use refusals::{Reason, Recent, Refusals, UNKNOWN};
 
 use calls::Calls;
 use family::{Series, Value};
@@ -42,9 +45,11 @@ pub struct Metrics {
     endpoints: Mutex<HashMap<String, Weak<EndpointCalls>>>,
     /// Client connections that are open.
     pub connections: IntGauge,
-    handshakes_failed: IntCounter,
+    pub handshakes_failed: IntCounter,
     /// Answers and events of etcd that held a key from outside the namespace.
     pub withheld: IntCounter,
+    /// What the proxy itself refuses.
+    pub refusals: Refusals,
     /// Watches that clients hold.
     pub client_watches: IntGauge,
     /// Watches that the proxy holds on etcd to serve them.
@@ -71,6 +76,8 @@ pub struct Metrics {
     pub watches_gathered: IntCounter,
     /// Bytes of events that shared watches hold.
     pub watch_log_bytes: IntGauge,
+    /// And how many they may.
+    pub watch_log_max_bytes: IntGauge,
     /// Upstream watches that were taken up again after their stream broke.
     pub watch_resumes: IntCounter,
     /// Reads answered from the cache, and those that went to etcd.
@@ -80,6 +87,8 @@ pub struct Metrics {
     pub cache_keys: IntGauge,
     pub cache_ranges: IntGauge,
     pub cache_bytes: IntGauge,
+    /// What it may hold.
+    pub cache_max_bytes: IntGauge,
     /// Ranges that the cache has given up.
     pub cache_drops: IntCounter,
     /// How old the knowledge was on which a read was last answered from the cache, in microseconds.
@@ -110,6 +119,8 @@ pub struct Metrics {
     pub leasing_acquisitions: IntCounter,
     /// Keys that were given up for another writer.
     pub leasing_revocations: IntCounter,
+    /// And those under which it should be.
+    pub registrations_wanted: IntGauge,
     /// Health checks over HTTP that went well, and those that did not.
     pub health_success: IntCounter,
     pub health_failures: IntCounter,
@@ -201,6 +212,7 @@ impl Metrics {
             connections: family::CONNECTIONS.int_gauge(&registry),
             handshakes_failed: family::HANDSHAKES_FAILED.int_counter(&registry),
             withheld: family::WITHHELD.int_counter(&registry),
+            refusals: Refusals::default(),
             client_watches: family::CLIENT_WATCHES.int_gauge(&registry),
             upstream_watches: family::UPSTREAM_WATCHES.int_gauge(&registry),
             watch_streams: family::WATCH_STREAMS.int_gauge(&registry),
@@ -214,12 +226,14 @@ impl Metrics {
             watch_moves: family::WATCH_MOVES.int_counter(&registry),
             watches_gathered: family::WATCHES_GATHERED.int_counter(&registry),
             watch_log_bytes: family::WATCH_LOG_BYTES.int_gauge(&registry),
+            watch_log_max_bytes: family::WATCH_LOG_MAX_BYTES.int_gauge(&registry),
             watch_resumes: family::WATCH_RESUMES.int_counter(&registry),
             cache_hits: family::CACHE_HITS.int_gauge(&registry),
             cache_misses: family::CACHE_MISSES.int_gauge(&registry),
             cache_keys: family::CACHE_KEYS.int_gauge(&registry),
             cache_ranges: family::CACHE_RANGES.int_gauge(&registry),
             cache_bytes: family::CACHE_BYTES.int_gauge(&registry),
+            cache_max_bytes: family::CACHE_MAX_BYTES.int_gauge(&registry),
             cache_drops: family::CACHE_DROPS.int_counter(&registry),
             staleness: AtomicU64::new(0),
             reads_merged: family::READS_MERGED.int_counter(&registry),
@@ -235,6 +249,7 @@ impl Metrics {
             leasing_misses: family::LEASING_MISSES.int_counter(&registry),
             leasing_acquisitions: family::LEASING_ACQUISITIONS.int_counter(&registry),
             leasing_revocations: family::LEASING_REVOCATIONS.int_counter(&registry),
+            registrations_wanted: family::REGISTRATIONS_WANTED.int_gauge(&registry),
             health_success: family::HEALTH_SUCCESS.int_counter(&registry),
             health_failures: family::HEALTH_FAILURES.int_counter(&registry),
             reloads: Default::default(),
@@ -250,6 +265,17 @@ impl Metrics {
 
     pub fn handshake_failed(&self) {
         self.handshakes_failed.inc();
+    }
+
+    /// The counters of the endpoints in use, by name.
+    pub fn endpoint_totals(&self) -> BTreeMap<String, Totals> {
+        let endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.iter().filter_map(|(name, calls)| Some((name.clone(), calls.upgrade()?.totals()))).collect()
+    }
+
+    /// All calls of clients together.
+    pub fn call_totals(&self) -> CallTotals {
+        self.calls.totals()
     }
 
     /// Counts a call that has begun.
@@ -293,6 +319,7 @@ impl Metrics {
         families.extend(family::CACHE_STALENESS.single(staleness.as_secs_f64()));
         families.extend(self.gather_reloads());
         families.extend(self.gather_logins());
+        families.extend(self.refusals.gather());
         families.extend(gather_observed(observed));
         families.extend(process::gather());
         families.sort_by(|one, other| one.name().cmp(other.name()));

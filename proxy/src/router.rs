@@ -14,7 +14,7 @@ use crate::{
     audit::AuditLog,
     exchange::{Outcome, Replies, Requests, Volume},
     logging,
-    metrics::{Metrics, code_name},
+    metrics::{Metrics, Reason, code_name},
     rules::{
         caller::{Caller, Connection},
         methods::{self, Lane, Method},
@@ -134,7 +134,10 @@ impl Router {
                 let answer = |request| calls::compact_nothing(&self.upstream, &caller, request);
                 return Box::pin(calls::answer(answer, requests, replies, deadline)).await;
             }
-            Verdict::Refused(refusal) => return Ok(calls::fail(replies, &status::not_allowed(method, refusal))),
+            Verdict::Refused(refusal) => {
+                self.metrics.refusals.note(&caller.tenant().name, Reason::Policy, method.path);
+                return Ok(calls::fail(replies, &status::not_allowed(method, refusal)));
+            }
         };
         let forward = calls::Forward {
             upstream: &self.upstream,

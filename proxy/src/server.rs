@@ -19,7 +19,7 @@ use tokio::{
     sync::mpsc::{self, error::TrySendError},
 };
 
-use crate::{admin::Admin, drain::Watcher, json::Api, metrics::Metrics, router::Router, tls::ServerTls};
+use crate::{admin::Admin, drain::Watcher, json::Api, metrics::{Metrics, Reason, UNKNOWN}, router::Router, tls::ServerTls};
 
 pub mod access;
 pub mod descriptors;
@@ -164,6 +164,7 @@ impl Shards {
             let Some((socket, peer)) = bound.next(&mut drain).await else { return };
             if self.max_connections > 0 && self.open.load(Ordering::Relaxed) >= self.max_connections {
                 tracing::warn!(%peer, limit = self.max_connections, "refused a connection over --max-connections");
+                self.metrics.refusals.note(UNKNOWN, Reason::Connections, "more than --max-connections");
                 continue;
             }
             // It fails only for a socket that the runtime has lost, and then the client has lost it too.

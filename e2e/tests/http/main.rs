@@ -52,6 +52,15 @@ const HEALTHY: &str = r#"{"health":"true","reason":""}"#;
 async fn every_page_is_served_on_both_listeners_by_both_protocols() {
     let etcd = Etcd::start();
     let (_proxy, places) = proxy_with_metrics(&etcd.endpoints(), &[]);
+    // These two tell of all tenants, and are not for clients.
+    for (path, content_type) in [("/", "text/html; charset=utf-8"), ("/status.json", "application/json")] {
+        for spoken in BOTH {
+            let [for_clients, for_operators] = [&places[0], &places[1]];
+            assert_eq!(for_clients.get(spoken, path).await.status, 404, "{path}");
+            let answer = for_operators.get(spoken, path).await;
+            assert_eq!((answer.status, answer.header("content-type")), (200, content_type), "{path}");
+        }
+    }
     for place in &places {
         until_status(place, "/readyz", 200).await;
         for spoken in BOTH {
@@ -76,7 +85,7 @@ async fn every_page_is_served_on_both_listeners_by_both_protocols() {
                 let post = place.ask(spoken, Method::POST, path, "{}").await;
                 assert_eq!((post.status, post.header("allow")), (405, "GET, HEAD"), "POST {path}");
             }
-            for path in ["/", "/nothing", "/readyz/nothing", "/debug/pprof/", "/metrics/"] {
+            for path in ["/nothing", "/readyz/nothing", "/debug/pprof/", "/metrics/"] {
                 let answer = place.get(spoken, path).await;
                 assert_eq!(answer.status, 404, "{path}");
                 assert!(answer.body.contains("/proxy/metrics"), "the reader is told what there is: {}", answer.body);
@@ -158,6 +167,15 @@ async fn without_a_quorum_only_a_serializable_check_is_well() {
 async fn readiness_follows_etcd_and_liveness_does_not() {
     let mut etcd = Etcd::start();
     let (_proxy, places) = proxy_with_metrics(&etcd.endpoints(), &[]);
+    // These two tell of all tenants, and are not for clients.
+    for (path, content_type) in [("/", "text/html; charset=utf-8"), ("/status.json", "application/json")] {
+        for spoken in BOTH {
+            let [for_clients, for_operators] = [&places[0], &places[1]];
+            assert_eq!(for_clients.get(spoken, path).await.status, 404, "{path}");
+            let answer = for_operators.get(spoken, path).await;
+            assert_eq!((answer.status, answer.header("content-type")), (200, content_type), "{path}");
+        }
+    }
     for place in &places {
         until_status(place, "/readyz", 200).await;
     }

@@ -59,6 +59,11 @@ fn report(kind: &str, checks: &[Check], verbose: bool) -> Response<Body> {
     text(StatusCode::OK, lines)
 }
 
+/// The checks that `/readyz` fails by, and why.
+pub fn failures(watched: &Watched, router: &Router) -> Vec<(&'static str, String)> {
+    readiness(watched, router).into_iter().filter_map(|check| Some((check.name, check.failure?))).collect()
+}
+
 fn readiness(watched: &Watched, router: &Router) -> Vec<Check> {
     vec![
         Check { name: "etcd", failure: unreachable(router) },
@@ -76,7 +81,7 @@ fn unreachable(router: &Router) -> Option<String> {
         return None;
     }
     let states: Vec<String> =
-        endpoints.list().iter().map(|endpoint| format!("{} is {}", endpoint.name, endpoint.state().name())).collect();
+        endpoints.list().iter().map(|endpoint| format!("{} is {}", endpoint.shown(), endpoint.state().name())).collect();
     Some(format!("no etcd endpoint serves: {}", states.join(", ")))
 }
 

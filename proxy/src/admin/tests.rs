@@ -11,7 +11,7 @@ use tokio::{
 use super::*;
 use crate::{
     drain::{self, Trigger},
-    metrics::Metrics,
+    metrics::{Metrics, Reason},
     rules::tenant::{Tenant, identity::Tenants},
     services::{
         cluster::Cluster,
@@ -67,7 +67,10 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         logs_calls: false,
         audit: None,
     });
-    let watched = Arc::new(Watched { drain, server_tls: None, client_tls: None, profiles });
+    let identity =
+        Identity { name: "machine".into(), listen_address: "127.0.0.1:23790".into(), started: SystemTime::UNIX_EPOCH };
+    let watched =
+        Arc::new(Watched { drain, server_tls: None, client_tls: None, profiles, registered: None, identity });
     let admin = |place| Admin::new(watched.clone(), router.clone(), place);
     Proxy { for_clients: admin(Place::ForClients), for_operators: admin(Place::ForOperators), endpoints, trigger }
 }
@@ -119,12 +122,31 @@ async fn without_etcd_every_page_has_an_answer() {
             ("/readyz/shutdown", 200, "ok\n"),
             ("/readyz/nothing", 404, "404 page not found: /readyz/nothing"),
             ("/debug/pprof/", 404, "404 page not found"),
-            ("/", 404, "404 page not found"),
         ] {
             let (found, body) = get(admin, path).await;
             assert!(found == status && body.starts_with(start), "{path}: {found} {body}");
         }
     }
+}
+
+#[tokio::test]
+async fn only_operators_see_the_status_page_and_it_tells_no_secret() {
+    let proxy = proxy("http://me:word@127.0.0.1:0", false);
+    for path in ["/", "/status.json"] {
+        assert!(get(&proxy.for_clients, path).await.1.starts_with("404 page not found"), "{path}");
+        assert_eq!(ask(&proxy.for_operators, Method::POST, path).await.0, 405);
+    }
+    let (status, page) = get(&proxy.for_operators, "/").await;
+    assert!(status == 200 && page.starts_with("<!doctype html>"), "{status} {page}");
+    let (status, text) = get(&proxy.for_operators, "/status.json").await;
+    let document: status::Document = serde_json::from_str(&text).expect("the document");
+    assert!(status == 200 && !text.contains("word"), "{text}");
+    assert_eq!((document.ready, document.endpoints[0].address.as_str()), (false, "http://127.0.0.1:0"));
+    assert!(document.not_ready_because[0].starts_with("no etcd endpoint serves: http://127.0.0.1:0 is "), "{document:?}");
+    proxy.for_operators.router.metrics.refusals.note("team", Reason::Policy, "/etcdserverpb.KV/Put");
+    let (_, text) = get(&proxy.for_operators, "/status.json").await;
+    let document: status::Document = serde_json::from_str(&text).expect("the document");
+    assert_eq!(document.refusals[0].what, "/etcdserverpb.KV/Put");
 }
 
 #[tokio::test]

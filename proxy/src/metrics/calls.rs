@@ -34,6 +34,15 @@ pub struct Call {
 #[derive(Clone, Copy, Default)]
 pub struct Messages(Option<&'static Row>);
 
+/// All calls of clients together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallTotals {
+    pub started: u64,
+    pub under_way: u64,
+    /// Those that ended, but neither well nor because the client did not want to know any more.
+    pub failed: u64,
+}
+
 impl Calls {
     pub fn new() -> Self {
         Self { rows: std::array::from_fn(|_| Row::default()) }
@@ -43,6 +52,18 @@ impl Calls {
         let row = &self.rows[method.index()];
         row.started.fetch_add(1, Relaxed);
         Call { row, ended: Code::Cancelled }
+    }
+
+    pub fn totals(&self) -> CallTotals {
+        let fine = [Code::Ok, Code::Cancelled].map(|code| code as usize);
+        let mut totals = CallTotals::default();
+        for row in &self.rows {
+            totals.under_way += row.under_way();
+            totals.started += row.started.load(Relaxed);
+            let failed = row.handled.iter().enumerate().filter(|(code, _)| !fine.contains(code));
+            totals.failed += failed.map(|(_, count)| count.load(Relaxed)).sum::<u64>();
+        }
+        totals
     }
 
     /// The families, each with the methods that were called so far, as Go's appear on first use.

@@ -33,6 +33,18 @@ impl Failure {
     }
 }
 
+/// All calls to one endpoint together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    pub answered: u64,
+    /// Of those, the ones that were nothing but an error.
+    pub errors: u64,
+    /// Without an answer.
+    pub failures: u64,
+    /// From sending until answers began.
+    pub seconds: f64,
+}
+
 /// What one endpoint has answered, by method in the order of [`METHODS`].
 #[derive(Debug)]
 pub struct EndpointCalls {
@@ -75,6 +87,18 @@ impl EndpointCalls {
 
     pub fn failed(&self, method: &Method, failure: Failure) {
         self.rows[method.index()].failures[failure as usize].fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        let sum = |counts: &[AtomicU64]| counts.iter().map(|count| count.load(Relaxed)).sum::<u64>();
+        for row in &self.rows {
+            totals.answered += sum(&row.answered.buckets);
+            totals.errors += sum(&row.errors);
+            totals.failures += sum(&row.failures);
+            totals.seconds += Duration::from_nanos(row.answered.nanoseconds.load(Relaxed)).as_secs_f64();
+        }
+        totals
     }
 
     pub(super) fn seconds(&self) -> Vec<Series> {

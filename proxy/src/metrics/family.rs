@@ -80,6 +80,7 @@ families! {
     TENANT_USED = gauge("etcd_proxy_tenant_used", &["limit", "tenant"], "What a tenant uses now of what has a limit.");
     AUDIT_LINES = counter("etcd_proxy_audit_lines_total", &[], "Lines that were written to the audit log.");
     AUDIT_DROPPED = counter("etcd_proxy_audit_lines_dropped_total", &[], "Lines of the audit log that were lost, because there were too many at a time or they could not be written.");
+    REFUSALS = counter("etcd_proxy_refusals_total", &["reason", "tenant"], "What the proxy itself refused: reason is handshake, connections or policy; tenant is unknown where nobody could say yet.");
     // Etcd.
     UPSTREAM_SECONDS = histogram("etcd_proxy_upstream_seconds", UPSTREAM, "Time from sending a call to an endpoint until its answer began.");
     UPSTREAM_ERRORS = counter("etcd_proxy_upstream_errors_total", &["endpoint", "grpc_code", "grpc_method", "grpc_service"], "Calls that an endpoint answered with an error and nothing else.");
@@ -97,12 +98,14 @@ families! {
     WATCH_MOVES = counter("etcd_proxy_watch_moves_total", &[], "Client watches that went from one shared watch to another, wider or narrower.");
     WATCHES_GATHERED = counter("etcd_proxy_watches_gathered_total", &[], "Upstream watches of a whole prefix that were opened because many watches stood below it.");
     WATCH_LOG_BYTES = gauge("etcd_proxy_watch_log_bytes", &[], "Bytes of events that shared watches hold for their readers.");
+    WATCH_LOG_MAX_BYTES = gauge("etcd_proxy_watch_log_max_bytes", &[], "Bytes of events that shared watches may hold together.");
     WATCH_RESUMES = counter("etcd_proxy_watch_resumes_total", &[], "Upstream watches that were taken up again after their stream broke.");
     WATCH_EVENTS_RECEIVED = counter("etcd_proxy_watch_events_received_total", &[], "Events that etcd sent to this proxy.");
     WATCH_EVENTS_DELIVERED = counter("etcd_proxy_watch_events_delivered_total", &[], "Events handed to clients, each counted once per client watch that got it.");
     // Reads.
     CACHE_RANGES = gauge("etcd_proxy_cache_ranges", &[], "Ranges that the cache holds.");
     CACHE_BYTES = gauge("etcd_proxy_cache_bytes", &[], "About how much memory the cached ranges take.");
+    CACHE_MAX_BYTES = gauge("etcd_proxy_cache_max_bytes", &[], "How much memory the cached ranges may take, 0 without a cache.");
     CACHE_DROPS = counter("etcd_proxy_cache_drops_total", &[], "Ranges that the cache has given up, because they were idle, too much, or lost.");
     CACHE_STALENESS = gauge("etcd_proxy_cache_staleness_seconds", &[], "How old the knowledge was on which a read was last answered from the cache; 0 unless --cache-staleness allows more.");
     READS_MERGED = counter("etcd_proxy_reads_merged_total", &[], "Reads that were answered together with another that asked the same.");
@@ -120,6 +123,7 @@ families! {
     LEASING_MISSES = counter("etcd_proxy_leasing_misses_total", &[], "Reads of single keys that went to etcd with leasing on.");
     LEASING_ACQUISITIONS = counter("etcd_proxy_leasing_acquisitions_total", &[], "Keys that this proxy came to own.");
     LEASING_REVOCATIONS = counter("etcd_proxy_leasing_revocations_total", &[], "Keys given up because another writer asked for them.");
+    REGISTRATIONS_WANTED = gauge("etcd_proxy_registrations_wanted", &[], "Keys under which this proxy should be registered: 1 with --resolver-prefix, else 0.");
     // Certificates.
     TLS_EXPIRY = gauge("etcd_proxy_tls_expiry_timestamp_seconds", TLS_FILE, "When the certificate, CA or revocation list in use runs out, as seconds since 1970; side is clients or etcd, role is cert, ca or crl.");
     TLS_FILE_CURRENT = gauge("etcd_proxy_tls_file_current", TLS_FILE, "1 if the newest content of a TLS file is in use, 0 if it could not be used and older content is.");
@@ -130,6 +134,7 @@ families! {
     DRAINING = gauge("etcd_proxy_draining", &[], "1 while the proxy waits for its last calls to end.");
     LOG_LINES_DROPPED = counter("etcd_proxy_log_lines_dropped_total", &[], "Log lines that were lost because nobody read them.");
     LOG_LINES_SAMPLED = counter("etcd_proxy_log_lines_sampled_total", &[], "Log lines that were left out because there were too many of one message.");
+    MEMORY_LIMIT = gauge("etcd_proxy_memory_limit_bytes", &[], "Memory that the process may use with the others of its control group (in Kubernetes its container), -1 for no limit.");
     PROCESS_CPU = counter("process_cpu_seconds_total", &[], "Total user and system CPU time spent in seconds.");
     PROCESS_MAX_FDS = gauge("process_max_fds", &[], "Maximum number of open file descriptors.");
     PROCESS_OPEN_FDS = gauge("process_open_fds", &[], "Number of open file descriptors.");

@@ -1,11 +1,11 @@
 //! What the kernel knows of this process, under the names that Prometheus' clients share.
 
-use std::{fs, sync::OnceLock};
+use std::{fs, path::Path, sync::OnceLock};
 
 use prometheus::proto::MetricFamily;
 
 use super::family::{
-    PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_OPEN_FDS, PROCESS_RESIDENT, PROCESS_START, PROCESS_THREADS, PROCESS_VIRTUAL,
+    MEMORY_LIMIT, PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_OPEN_FDS, PROCESS_RESIDENT, PROCESS_START, PROCESS_THREADS, PROCESS_VIRTUAL,
     PROCESS_VIRTUAL_MAX,
 };
 
@@ -25,7 +25,57 @@ pub fn gather() -> Vec<MetricFamily> {
         families.extend(limit(&limits, "Max open files").and_then(|limit| PROCESS_MAX_FDS.single(limit)));
         families.extend(limit(&limits, "Max address space").and_then(|limit| PROCESS_VIRTUAL_MAX.single(limit)));
     }
+    families.extend(MEMORY_LIMIT.single(memory_limit(Path::new("/")).map_or(-1.0, |limit| limit as f64)));
     families
+}
+
+/// What the process uses, for who shows it to people.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub cpu_seconds: f64,
+    pub resident_bytes: u64,
+    pub threads: u64,
+    pub descriptors: u64,
+    pub max_descriptors: Option<u64>,
+    pub memory_limit_bytes: Option<u64>,
+}
+
+impl Usage {
+    pub fn now() -> Self {
+        let stat = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(Stat::parse);
+        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        Self {
+            cpu_seconds: stat.as_ref().map_or(0.0, |stat| stat.cpu_seconds),
+            resident_bytes: stat.as_ref().map_or(0, |stat| stat.resident_bytes as u64),
+            threads: stat.as_ref().map_or(0, |stat| stat.threads as u64),
+            descriptors: fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64),
+            max_descriptors: limit(&limits, "Max open files").filter(|limit| *limit >= 0.0).map(|limit| limit as u64),
+            memory_limit_bytes: memory_limit(Path::new("/")),
+        }
+    }
+}
+
+/// The least limit among the control groups that the process is in, by version 2 of their files or by version 1. In a
+/// container its own group is the root of what it sees.
+fn memory_limit(root: &Path) -> Option<u64> {
+    // What version 1 says for no limit: the largest whole number of pages in an i64, or nearly.
+    const NONE: u64 = 1 << 62;
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let own = |controller: &str| {
+        let line = groups.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|one| one == controller).then_some(path)
+        });
+        line.unwrap_or("/").trim_start_matches('/').to_owned()
+    };
+    let limits = [("sys/fs/cgroup", "", "memory.max"), ("sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes")];
+    let limits = limits.into_iter().flat_map(|(mount, controller, file)| {
+        let (mount, own) = (root.join(mount), own(controller));
+        let folders: Vec<_> = mount.join(&own).ancestors().map(Path::to_owned).collect();
+        folders.into_iter().take_while(move |folder| folder.starts_with(&mount)).map(move |folder| folder.join(file))
+    });
+    let read = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    limits.filter_map(|path| read(&path)).filter(|limit| *limit < NONE).min()
 }
 
 struct Stat {
@@ -86,6 +136,27 @@ mod tests {
         let ticks = system_constant(libc::_SC_CLK_TCK).expect("Linux has it");
         assert_eq!((stat.cpu_seconds, stat.threads), (200.0 / ticks, 9.0));
         assert_eq!((stat.started_after_boot, stat.virtual_bytes), (1000.0 / ticks, 4_096_000.0));
+    }
+
+    #[test]
+    fn the_limit_of_memory_is_the_least_of_all_groups_around() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("a folder");
+            fs::write(path, text).expect("a file");
+        };
+        assert_eq!(memory_limit(root.path()), None);
+        write("proc/self/cgroup", "0::/pod/container\n");
+        write("sys/fs/cgroup/pod/container/memory.max", "max\n");
+        assert_eq!(memory_limit(root.path()), None);
+        write("sys/fs/cgroup/pod/memory.max", "1000\n");
+        assert_eq!(memory_limit(root.path()), Some(1000));
+        write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(memory_limit(root.path()), Some(1000));
+        write("proc/self/cgroup", "3:cpu,memory:/a\n0::/\n");
+        write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "700\n");
+        assert_eq!(memory_limit(root.path()), Some(700));
     }
 
     #[test]

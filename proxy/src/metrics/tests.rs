@@ -14,6 +14,7 @@ fn exercised() -> (Metrics, Arc<EndpointCalls>, Observed) {
     metrics.started(range).finished(Code::Ok);
     metrics.logged_in(Login::Accepted);
     metrics.reloaded(Side::Clients, true);
+    metrics.refusals.note("team", Reason::Policy, "/etcdserverpb.KV/Put");
     metrics.reloaded(Side::Etcd, false);
     let endpoint = metrics.endpoint("http://a:1");
     endpoint.answered(range, Some(Code::Unavailable), Duration::from_millis(1));

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     admission::TURNED_AWAY_AFTER,
     drain::{Observer, Watcher},
-    metrics::Metrics,
+    metrics::{Metrics, Reason, UNKNOWN},
     rules::{caller::Connection, tenant::Tenant},
     tls::{
         explain::{Peer, explain},
@@ -154,6 +154,7 @@ impl Shard {
             Ok(Err(OpeningError::Tls(error))) => {
                 self.metrics.handshake_failed();
                 let reason = explain(Peer::Client, &error);
+                self.metrics.refusals.note(UNKNOWN, Reason::Handshake, &reason);
                 tracing::warn!(?peer, error = reason, "rejected connection on client endpoint");
             }
             Ok(Err(OpeningError::Io(error))) => {

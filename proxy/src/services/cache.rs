@@ -118,6 +118,7 @@ impl Cache {
         if config.max_bytes == 0 {
             return None;
         }
+        metrics.cache_max_bytes.set(i64::try_from(config.max_bytes).unwrap_or(i64::MAX));
         let cache = Arc::new(Self {
             hub,
             metrics,

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     admission,
     exchange::{Outcome, Replies, Requests, in_time, send_all, until},
-    metrics::Metrics,
+    metrics::{Metrics, Reason},
     rules::{
         caller::Caller,
         framing::{self, Decoder},
@@ -89,7 +89,12 @@ impl Forward<'_> {
                 }
                 _ => body,
             };
-            match self.open(method, &requests, &body)? {
+            let opened = self.open(method, &requests, &body).inspect_err(|refusal| {
+                if refusal.code() == Code::PermissionDenied {
+                    self.hub.metrics.refusals.note(&caller.tenant().name, Reason::Policy, method.path);
+                }
+            });
+            match opened? {
                 Some(opened) => self.ordering.call(self.upstream, &caller.uncompressed(), method, opened).await,
                 None => self.ordering.call(self.upstream, caller, method, body).await,
             }

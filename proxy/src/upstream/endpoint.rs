@@ -146,6 +146,14 @@ impl Endpoint {
         }))
     }
 
+    /// Its name for people, without the user and password that a URL may carry.
+    pub fn shown(&self) -> String {
+        let Some((scheme, rest)) = self.name.split_once("://") else { return self.name.clone() };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let host = rest[..end].rsplit_once('@').map_or(&rest[..end], |(_, host)| host);
+        format!("{scheme}://{host}{}", &rest[end..])
+    }
+
     /// The id of the member behind it, once that has answered.
     pub fn member(&self) -> Option<u64> {
         Some(self.member.load(Ordering::Relaxed)).filter(|member| *member != 0)

@@ -98,6 +98,7 @@ pub enum JoinError {
 
 impl Hub {
     pub fn new(upstream: Upstream, metrics: Arc<Metrics>, config: Config, drain: Observer) -> Arc<Self> {
+        metrics.watch_log_max_bytes.set(MAX_SHARED_LOG_BYTES as i64);
         let settings = Settings {
             max_log_bytes: config.max_log_bytes,
             coalesce_threshold: config.coalesce_threshold,
