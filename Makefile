@@ -32,8 +32,8 @@ image: prerequisites ## The image of proxy and operator, target/image.tar; no re
 	$(root)/deploy/image/build.sh $(target)/$$host/release $(target)/image.tar
 
 cluster: prerequisites ## A whole Kubernetes on this machine, with the operator, to play with; IMAGE=target/image.tar for the release build
-	$(if $(IMAGE),,cd $(root) && cargo build --locked -p etcd-proxy -p etcd-proxy-operator)
-	@PROGRAMS=$(target)/debug ETCD_PROXY_CLUSTER=$(cluster) $(root)/e2e/cluster/up.sh
+	$(if $(IMAGE)$(PROGRAMS),,cd $(root) && cargo build --locked -p etcd-proxy -p etcd-proxy-operator)
+	@PROGRAMS=$(or $(PROGRAMS),$(target)/debug) ETCD_PROXY_CLUSTER=$(cluster) $(root)/e2e/cluster/up.sh
 
 cluster-down: ## Takes it away again
 	@ETCD_PROXY_CLUSTER=$(cluster) $(root)/e2e/cluster/down.sh
@@ -54,12 +54,14 @@ test: prerequisites ## Everything that CI checks: all tests, the demo, and a par
 	@$(phase) "clients in other languages" $(root)/e2e/clients/setup.sh
 	@cd $(root) && $(phase) "cargo build" cargo build --locked --workspace --all-targets
 	@cd $(root) && $(phase) "cargo test" cargo test --locked --workspace
+	@$(phase) "a real node" $(root)/e2e/cluster/test.sh
 	@$(phase) "demo" env $(debug_proxy) $(root)/e2e/demo.sh
 	@$(phase) "etcd's own suites, fast part" env $(debug_proxy) SUBSET=fast $(root)/e2e/conformance/run.sh
 
 # A second library of cryptography would double what must be watched for advisories.
 lint: prerequisites ## rustfmt, clippy and the dependencies; silence is good
 	cd $(root) && cargo fmt --all --check && cargo clippy --locked --workspace --all-targets -- -D warnings
+	cd $(root) && cargo clippy --locked --workspace --all-targets --test node -- -D warnings
 	cd $(root) && for other in ring openssl-sys native-tls; do \
 		if cargo tree --locked --workspace --edges all --invert $$other 2>/dev/null | grep .; then exit 1; fi; done
 

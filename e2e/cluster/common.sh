@@ -6,6 +6,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # One cluster in each folder; several may run at a time.
 folder=${ETCD_PROXY_CLUSTER:-$root/target/cluster}
 
+# kubectl would keep what it learns of a cluster below the home of who runs it, and there take it for the next one's.
+export KUBECACHEDIR=$folder/kubectl
+
 # Every wait for something to come up; on two loaded cores the slowest takes a minute.
 PATIENCE_SECONDS=180
 

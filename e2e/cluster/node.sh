@@ -5,6 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 folder=$FOLDER
+export KUBECACHEDIR=$folder/kubectl
 PATH=$KUBERNETES:$ETCD:$PATH
 
 NODE=node
@@ -114,7 +115,8 @@ certificate apiserver-kubelet ca /O=system:masters/CN=kube-apiserver-kubelet-cli
 certificate kubelet ca "/CN=$NODE" serverAuth "IP:$address,DNS:$NODE"
 authority etcd-ca etcd
 certificate etcd-server etcd-ca /CN=etcd serverAuth,clientAuth "DNS:etcd.etcd.svc,DNS:*.etcd.etcd.svc,DNS:etcd.etcd.svc.cluster.local,DNS:*.etcd.etcd.svc.cluster.local,DNS:localhost,IP:127.0.0.1"
-certificate etcd-client etcd-ca /CN=proxies clientAuth
+# Without a common name: etcd would take every client for a user of that name.
+certificate etcd-client etcd-ca /O=proxies clientAuth
 openssl ecparam -name prime256v1 -genkey -noout -out "$pki/accounts.key"
 openssl ec -in "$pki/accounts.key" -pubout -out "$pki/accounts.pub" 2>/dev/null
 secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }

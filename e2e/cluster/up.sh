@@ -102,7 +102,7 @@ done
 
 # --- what runs on it
 
-export KUBECONFIG=$folder/kubeconfig
+export KUBECONFIG=$folder/kubeconfig KUBECACHEDIR=$folder/kubectl
 PATH=$kubernetes:$PATH
 "$root/e2e/cluster/etcd.sh" "$folder" "localhost/etcd:$version"
 say "installing the operator"
@@ -116,7 +116,7 @@ kubectl rollout status -n etcd statefulset/etcd --timeout="${PATIENCE_SECONDS}s"
 kubectl rollout status -n etcd-proxy-system deployment/etcd-proxy-operator --timeout="${PATIENCE_SECONDS}s" >>"$folder/log/kubectl.log" || die "the operator did not become ready: $(kubectl get pods -A)"
 
 cat >"$folder/env" <<END
-export KUBECONFIG=$folder/kubeconfig
+export KUBECONFIG=$folder/kubeconfig KUBECACHEDIR=$folder/kubectl
 export PATH=$kubernetes:\$PATH
 END
 say "ready after $((SECONDS - started)) s. To use it:"

@@ -19,20 +19,39 @@ pub struct Session {
 impl Session {
     /// The first block under `heading`, which is written without its number signs, in a document of the repository.
     pub fn read(document: &str, heading: &str) -> Session {
+        let found = Session::all(document).into_iter().find(|(above, _)| above == heading);
+        found.unwrap_or_else(|| panic!("{document} has no console block under {heading:?}")).1
+    }
+
+    /// All blocks of a document, each with the heading that it stands under.
+    pub fn all(document: &str) -> Vec<(String, Session)> {
         let path = programs::repository().join(document);
         let page = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("no {}: {error}", path.display()));
-        let is_heading = |line: &&str| line.starts_with('#') && line.trim_start_matches('#').trim() == heading;
-        let mut lines = page.lines().skip_while(|line| !is_heading(line)).skip_while(|line| *line != "```console");
-        assert!(lines.next().is_some(), "{document} has no console block under {heading:?}");
-        let block = lines.take_while(|line| *line != "```");
-        let mut session = Session { commands: Vec::new(), prints: Vec::new() };
-        for line in block {
-            match line.strip_prefix("$ ").or_else(|| line.strip_prefix("> ")) {
-                Some(command) => session.commands.push(command.to_owned()),
-                None => session.prints.push(line.to_owned()),
+        let mut sessions = Vec::new();
+        let (mut heading, mut lines) = (String::new(), page.lines());
+        while let Some(line) = lines.next() {
+            if line.starts_with('#') {
+                heading = line.trim_start_matches('#').trim().to_owned();
+            } else if line == "```console" {
+                let mut session = Session { commands: Vec::new(), prints: Vec::new() };
+                for line in lines.by_ref().take_while(|line| *line != "```") {
+                    match line.strip_prefix("$ ").or_else(|| line.strip_prefix("> ")) {
+                        Some(command) => session.commands.push(command.to_owned()),
+                        None => session.prints.push(line.to_owned()),
+                    }
+                }
+                sessions.push((heading.clone(), session));
+            } else if line.starts_with("```") {
+                // What is in other boxes is no heading, whatever it begins with.
+                lines.by_ref().take_while(|line| *line != "```").for_each(drop);
             }
         }
-        session
+        sessions
+    }
+
+    /// The commands, and the lines that they must print in this order.
+    pub fn parts(&self) -> (&[String], &[String]) {
+        (&self.commands, &self.prints)
     }
 
     /// Runs it in `folder` with our program and etcd's on the path, every port of this machine replaced by a free one

@@ -19,7 +19,7 @@ use super::status::Condition;
     version = "v1alpha1",
     kind = "EtcdBackend",
     shortname = "etcdbe",
-    category = "etcdproxy",
+    category = "etcd",
     status = "EtcdBackendStatus",
     derive = "PartialEq",
     doc = "EtcdBackend is an etcd that an administrator shares among namespaces, each with its own part of the keys.",

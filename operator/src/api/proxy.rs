@@ -19,7 +19,7 @@ use super::status::EtcdProxyStatus;
     plural = "etcdproxies",
     namespaced,
     shortname = "etcdp",
-    category = "etcdproxy",
+    category = "etcd",
     status = "EtcdProxyStatus",
     derive = "PartialEq",
     doc = "EtcdProxy runs gRPC proxies for etcd: one on every node, as replicas, or as sidecars of applications.",
