@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sees to what the build needs beside Rust: a C compiler and make, which two
-# crates compile C with, curl, which the demo shows HTTP with, and openssl. Installs them
+# crates compile C with, curl, which the demo shows HTTP with, openssl, and what looks at
+# metrics and pages: Prometheus and Chromium. Installs them
 # from Debian where it may, else says what to install. Go is seen to by build.sh.
 set -euo pipefail
 
@@ -13,6 +14,9 @@ command -v openssl >/dev/null || packages+=(openssl)
 # The unit file is judged by systemd's own tool, and the package made by dpkg's.
 command -v systemd-analyze >/dev/null || packages+=(systemd)
 command -v dpkg-deb >/dev/null || packages+=(dpkg)
+# Alerts are tested with promtool, the dashboard with a Prometheus, the status page with a browser.
+{ command -v promtool && command -v prometheus; } >/dev/null || packages+=(prometheus)
+command -v chromium >/dev/null || packages+=(chromium)
 # With `ip`, etcd's suites run several tests at a time; without, one.
 command -v ip >/dev/null || [[ $(id -u) != 0 ]] || packages+=(iproute2)
 

@@ -326,7 +326,7 @@ fn auto_tls_folder(data_dir: &Path) -> PathBuf {
 }
 
 /// TLS towards etcd, if any of its flags is given.
-fn client_tls(flags: &Flags) -> Result<Option<ClientTls>, ConfigError> {
+pub fn client_tls(flags: &Flags) -> Result<Option<ClientTls>, ConfigError> {
     if flags.cert.is_none() && flags.key.is_none() && flags.cacert.is_none() && !flags.insecure_skip_tls_verify {
         return Ok(None);
     }

@@ -19,6 +19,7 @@ mod refusal;
 mod scan;
 mod table;
 mod tenancy;
+pub mod tools;
 #[cfg(test)]
 mod tests;
 mod user;

@@ -1,13 +1,14 @@
 //! A gRPC proxy for etcd, as a map: `app` starts what `config` makes of `flags`; a connection comes in at `server`,
 //! its requests go by `router` to `services` (those in JSON by way of `json`) or to `admin`, and from there through
 //! `upstream` to etcd. `rules` knows what etcd's world is and never waits for anything. `gateway` and
-//! `http_proxy` are front doors of their own.
+//! `http_proxy` are front doors of their own; `check` and `top` look and serve nobody.
 
 pub mod admin;
 pub mod admission;
 pub mod app;
 pub mod audit;
 pub mod backoff;
+pub mod check;
 pub mod config;
 pub mod doors;
 pub mod drain;
@@ -27,4 +28,5 @@ pub mod rules;
 pub mod server;
 pub mod services;
 pub mod tls;
+pub mod top;
 pub mod upstream;

@@ -3,11 +3,15 @@
 use std::{fmt::Display, io::Write, process::ExitCode, time::Duration};
 
 use etcd_proxy::{
-    app,
+    app, check,
     config::{self, ConfigError},
-    flags::{self, Flags, Invocation, LogFormat, Refusal},
+    flags::{
+        self, Flags, Invocation, LogFormat, Refusal,
+        tools::{CheckFlags, TopFlags},
+    },
     gateway, http_proxy, logging,
     notify::Notifier,
+    top,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -42,8 +46,47 @@ fn main() -> ExitCode {
             let log = Log { level, format, flags: flags.effective() };
             run(flags.check(), warnings, log, || config::configure_http_proxy(&flags), serve_http_proxy)
         }
+        Ok(Invocation::Check { flags, warnings }) => run_check(&flags, warnings),
+        Ok(Invocation::Top { flags, warnings }) => run_top(&flags, &warnings),
         Err(refusal) => refuse(&refusal),
     }
+}
+
+/// That something is wrong with what was looked at, and not with the command line.
+const FOUND_WRONG: u8 = 2;
+
+fn run_check(flags: &CheckFlags, warnings: Vec<String>) -> ExitCode {
+    let report = match runtime() {
+        Ok(runtime) => runtime.block_on(check::run(flags, warnings)),
+        Err(exit) => return exit,
+    };
+    let text = if flags.wants_json() { format!("{:#}\n", report.json()) } else { report.table() };
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    if report.has_failed() { ExitCode::from(FOUND_WRONG) } else { ExitCode::SUCCESS }
+}
+
+fn run_top(flags: &TopFlags, warnings: &[String]) -> ExitCode {
+    warnings.iter().for_each(complain);
+    if let Err(refusal) = flags.check() {
+        return refuse(&refusal);
+    }
+    match runtime().map(|runtime| runtime.block_on(top::run(flags))) {
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) if flags.once => ExitCode::from(FOUND_WRONG),
+        Ok(Ok(false)) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            complain(error);
+            failure()
+        }
+        Err(exit) => exit,
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        complain(format_args!("failed to start: {error}"));
+        failure()
+    })
 }
 
 /// How long the last log lines may take to be written.
@@ -131,12 +174,9 @@ fn run<C>(
             return failure();
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            complain(format_args!("failed to start: {error}"));
-            return failure();
-        }
+        Err(exit) => return exit,
     };
     let exit = runtime.block_on(async {
         match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {

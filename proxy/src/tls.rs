@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use rustls::crypto::CryptoProvider;
 
 mod authorities;
+pub mod certificate;
 pub mod ciphers;
 pub mod client;
 mod crl;

@@ -34,6 +34,7 @@ pub mod channel;
 pub mod discovery;
 pub mod endpoint;
 pub mod endpoints;
+pub mod examine;
 pub mod health;
 pub mod incoming;
 mod last_words;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::CommandFactory;
 
-use super::{Flags, gateway, http_proxy, nearest::nearest, refusal::Refusal, table::Table};
+use super::{Flags, gateway, http_proxy, nearest::nearest, refusal::Refusal, table::Table, tools};
 use crate::go;
 
 /// The commands of the program, as the words of the command line name them.
@@ -14,6 +14,8 @@ pub enum Command {
     /// A word under which commands stand, which does nothing by itself.
     Group(Door),
     Start(Door),
+    /// A command that looks and serves nobody.
+    Tool(Tool),
     Version,
 }
 
@@ -23,6 +25,40 @@ pub enum Door {
     GrpcProxy,
     Gateway,
     HttpProxy,
+}
+
+/// What looks at a proxy, or at what one would need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    Check,
+    Top,
+}
+
+impl Tool {
+    pub(super) const ALL: [Tool; 2] = [Tool::Check, Tool::Top];
+
+    /// The word on the command line.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Tool::Check => "check",
+            Tool::Top => "top",
+        }
+    }
+
+    /// What it does, as help has it.
+    pub(super) fn about(self) -> &'static str {
+        match self {
+            Tool::Check => "try what grpc-proxy start would need, and say what is wrong",
+            Tool::Top => "show how a running proxy is doing",
+        }
+    }
+
+    pub(super) fn flags(self) -> clap::Command {
+        match self {
+            Tool::Check => tools::CheckFlags::command(),
+            Tool::Top => tools::TopFlags::command(),
+        }
+    }
 }
 
 impl Door {
@@ -65,6 +101,9 @@ impl Command {
             Some((&"version", _)) => return Ok(Command::Version),
             Some((first, rest)) => (*first, rest),
         };
+        if let Some(tool) = Tool::ALL.into_iter().find(|tool| tool.word() == first) {
+            return Ok(Command::Tool(tool));
+        }
         let Some(door) = Door::ALL.into_iter().find(|door| door.word() == first) else {
             return Err(unknown_command(first, Command::Root));
         };
@@ -80,15 +119,16 @@ impl Command {
             Command::Root => "etcd-proxy".to_owned(),
             Command::Group(door) => format!("etcd-proxy {}", door.word()),
             Command::Start(door) => format!("etcd-proxy {} start", door.word()),
+            Command::Tool(tool) => format!("etcd-proxy {}", tool.word()),
             Command::Version => "etcd-proxy version".to_owned(),
         }
     }
 
     fn children(self) -> &'static [&'static str] {
         match self {
-            Command::Root => &["gateway", "grpc-proxy", "help", "http-proxy", "version"],
+            Command::Root => &["check", "gateway", "grpc-proxy", "help", "http-proxy", "top", "version"],
             Command::Group(_) => &["start"],
-            Command::Start(_) | Command::Version => &[],
+            Command::Start(_) | Command::Tool(_) | Command::Version => &[],
         }
     }
 
@@ -96,8 +136,11 @@ impl Command {
     /// are not its own.
     pub(super) fn table(self) -> Table {
         match self {
-            Command::Start(door) => Table::of([door]),
-            Command::Root | Command::Group(_) | Command::Version => Table::of(Door::ALL),
+            Command::Start(door) => Table::of([door.flags()]),
+            Command::Tool(tool) => Table::of([tool.flags()]),
+            Command::Root | Command::Group(_) | Command::Version => {
+                Table::of(Door::ALL.map(Door::flags).into_iter().chain(Tool::ALL.map(Tool::flags)))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use clap::Arg;
 
-use super::commands::{Command, Door};
+use super::commands::{Command, Door, Tool};
 use super::environment::env_name;
 use super::table::kind;
 use super::{GROUPS, OURS};
@@ -16,6 +16,7 @@ pub(super) fn page(command: Command) -> String {
         Command::Root => "a gRPC proxy for etcd".to_owned(),
         Command::Group(door) => format!("{} related command", door.word()),
         Command::Start(door) => door.about_start().to_owned(),
+        Command::Tool(tool) => tool.about().to_owned(),
         Command::Version => "print the version".to_owned(),
     };
     format!("{about}\n\n{}", usage(command))
@@ -30,11 +31,14 @@ pub(super) fn usage(command: Command) -> String {
     let path = command.path();
     match command {
         Command::Root => format!(
-            "Usage:\n  {path} [command]\n\nAvailable Commands:\n  gateway     gateway related command\n  \
-             grpc-proxy  grpc-proxy related command\n  help        Help about any command\n  \
-             http-proxy  http-proxy related command\n  version     print the version\n\nFlags:\n  \
+            "Usage:\n  {path} [command]\n\nAvailable Commands:\n  check       {}\n  \
+             gateway     gateway related command\n  grpc-proxy  grpc-proxy related command\n  \
+             help        Help about any command\n  http-proxy  http-proxy related command\n  \
+             top         {}\n  version     print the version\n\nFlags:\n  \
              -h, --help      help for etcd-proxy\n      --version   print the version\n\n\
-             Use \"{path} [command] --help\" for more information about a command.\n"
+             Use \"{path} [command] --help\" for more information about a command.\n",
+            Tool::Check.about(),
+            Tool::Top.about(),
         ),
         Command::Group(door) => format!(
             "Usage:\n  {path} [command]\n\nAvailable Commands:\n  start       {}\n\nFlags:\n  \
@@ -46,7 +50,8 @@ pub(super) fn usage(command: Command) -> String {
         Command::Version => {
             format!("Usage:\n  {path} [flags]\n\nFlags:\n  -h, --help   help for version\n")
         }
-        Command::Start(door) => start_page(door, &path),
+        Command::Start(door) => flags_page(&door.flags(), &path),
+        Command::Tool(tool) => flags_page(&tool.flags(), &path),
     }
 }
 
@@ -67,17 +72,16 @@ fn go_arch() -> &'static str {
 /// The one flag that is not in the table.
 const HELP_FLAG: &str = "  -h, --help";
 
-fn start_page(door: Door, path: &str) -> String {
-    let command = door.flags();
+fn flags_page(command: &clap::Command, path: &str) -> String {
     let width = command.get_arguments().map(|flag| left_column(flag).len()).max().unwrap_or(0);
     let mut page = format!("Usage:\n  {path} [flags]\n");
-    for group in groups(&command) {
+    for group in groups(command) {
         let _ = write!(page, "\n{group}:\n");
-        for flag in in_group(&command, group) {
+        for flag in in_group(command, group) {
             let _ = writeln!(page, "{:width$}   {}{}", left_column(flag), meaning(flag), shown_default(flag));
         }
     }
-    let _ = writeln!(page, "\n{HELP_FLAG:width$}   help for start\n");
+    let _ = writeln!(page, "\n{HELP_FLAG:width$}   help for {}\n", command.get_name());
     let flag = command.get_arguments().next().map_or("listen-addr", name);
     let variable = env_name(flag);
     let _ = writeln!(
@@ -135,23 +139,30 @@ fn shown_default(flag: &Arg) -> String {
 /// `docs/flags.md`.
 pub fn markdown() -> String {
     let mut page = String::from(INTRODUCTION);
-    write_tables(&mut page, Door::GrpcProxy, "##");
+    write_tables(&mut page, &Door::GrpcProxy.flags(), "##");
     for (door, introduction) in [(Door::Gateway, GATEWAY), (Door::HttpProxy, HTTP_PROXY)] {
         let _ = write!(page, "\n## `{}`\n\n{introduction}", Command::Start(door).path());
-        write_tables(&mut page, door, "###");
+        write_tables(&mut page, &door.flags(), "###");
+    }
+    let only_output = Tool::Check.flags().mut_args(|flag| match flag.get_long() {
+        Some("output") => flag,
+        _ => flag.help_heading(None),
+    });
+    for (tool, introduction, flags) in [(Tool::Check, CHECK, only_output), (Tool::Top, TOP, Tool::Top.flags())] {
+        let _ = write!(page, "\n## `{}`\n\n{introduction}", Command::Tool(tool).path());
+        write_tables(&mut page, &flags, "###");
     }
     page
 }
 
-fn write_tables(page: &mut String, door: Door, heading: &str) {
-    let command = door.flags();
-    for group in groups(&command) {
+fn write_tables(page: &mut String, command: &clap::Command, heading: &str) {
+    for group in groups(command) {
         let last = if group == OURS { "Why this default" } else { "What differs from etcd" };
         let _ = write!(
             page,
             "\n{heading} {group}\n\n| Flag | Variable | Type | Default | Meaning | {last} |\n|---|---|---|---|---|---|\n"
         );
-        for flag in in_group(&command, group) {
+        for flag in in_group(command, group) {
             let cells = [
                 format!("`--{}`", name(flag)),
                 format!("`{}`", env_name(name(flag))),
@@ -171,6 +182,16 @@ fn write_tables(page: &mut String, door: Door, heading: &str) {
 const GATEWAY: &str = "\
 It takes every flag of `etcd gateway start`, with the same name, default and meaning, and some of its own. Values come
 from the same four places.
+";
+
+const CHECK: &str = "\
+It tries what `grpc-proxy start` would need, and takes every flag of it with the same meaning, from the same four places.
+It ends with 0 if a start would work, with 2 if something failed, and with 1 if the command line is wrong.
+";
+
+const TOP: &str = "\
+It shows in a terminal what the status page at `/` of a metrics address shows. Values come from the same places, but for
+the config file.
 ";
 
 const HTTP_PROXY: &str = "\

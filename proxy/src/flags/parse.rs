@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use clap::Arg;
 use clap::error::{ContextKind, ContextValue};
 
-use super::commands::{Command, Door};
+use super::commands::{Command, Door, Tool};
 use super::environment::env_name;
 use super::file::{self, FileValue};
 use super::refusal::Refusal;
 use super::scan::{Wrong, scan, usage_error};
 use super::table::{Table, kind, takes_any_bytes};
-use super::{Flags, gateway, help, http_proxy};
+use super::{Flags, gateway, help, http_proxy, tools};
 use crate::go;
 
 /// What the command line asks for.
@@ -27,6 +27,10 @@ pub enum Invocation {
     StartGateway { flags: Box<gateway::Flags>, warnings: Vec<String> },
     /// Run the HTTP proxy.
     StartHttpProxy { flags: Box<http_proxy::Flags>, warnings: Vec<String> },
+    /// Try what a start would need.
+    Check { flags: Box<tools::CheckFlags>, warnings: Vec<String> },
+    /// Show how a running proxy is doing.
+    Top { flags: Box<tools::TopFlags>, warnings: Vec<String> },
     /// Print this to stdout and exit with 0.
     Print(String),
 }
@@ -60,29 +64,39 @@ pub fn parse(
     if scan.version {
         return Err(usage_error(command, "unknown flag: --version", None));
     }
-    let Command::Start(door) = command else {
+    let (Command::Start(_) | Command::Tool(_)) = command else {
         // Flags of `start` without it mean nothing; without any flag either, the page says what there is.
         return match scan.given.first() {
             Some((flag, _)) => Err(usage_error(command, &format!("unknown flag: --{flag}"), None)),
             None => Ok(Invocation::Print(help::page(command))),
         };
     };
-    let mut warnings: Vec<String> = scan.words.iter().skip(2).map(|word| unused_argument(word)).collect();
+    let own_words = command.path().split(' ').count() - 1;
+    let mut warnings: Vec<String> = scan.words.iter().skip(own_words).map(|word| unused_argument(word)).collect();
     warnings.extend(environment.keys().filter_map(|name| table.misspelt_variable(name)));
     let sources = Sources { command, table: &table, given: scan.given, environment };
-    Ok(match door {
-        Door::GrpcProxy => {
+    Ok(match command {
+        Command::Start(Door::GrpcProxy) => {
             let flags = Box::new(sources.merge(&mut warnings)?);
             Invocation::Start { flags, warnings }
         }
-        Door::Gateway => {
+        Command::Start(Door::Gateway) => {
             let flags = Box::new(sources.merge(&mut warnings)?);
             Invocation::StartGateway { flags, warnings }
         }
-        Door::HttpProxy => {
+        Command::Start(Door::HttpProxy) => {
             let flags = Box::new(sources.merge(&mut warnings)?);
             Invocation::StartHttpProxy { flags, warnings }
         }
+        Command::Tool(Tool::Check) => {
+            let flags = Box::new(sources.merge(&mut warnings)?);
+            Invocation::Check { flags, warnings }
+        }
+        Command::Tool(Tool::Top) => {
+            let flags = Box::new(sources.merge(&mut warnings)?);
+            Invocation::Top { flags, warnings }
+        }
+        Command::Root | Command::Group(_) | Command::Version => Invocation::Print(help::page(command)),
     })
 }
 

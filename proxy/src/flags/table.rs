@@ -5,7 +5,6 @@ use std::{any::TypeId, path::PathBuf};
 use clap::Arg;
 
 use super::{
-    commands::Door,
     environment::{ENV_PREFIX, env_name},
     nearest::nearest,
 };
@@ -16,13 +15,12 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn of(doors: impl IntoIterator<Item = Door>) -> Self {
-        let built = |door: Door| {
-            let mut command = door.flags();
+    pub(super) fn of(commands: impl IntoIterator<Item = clap::Command>) -> Self {
+        let built = |mut command: clap::Command| {
             command.build();
             command
         };
-        Table { commands: doors.into_iter().map(built).collect() }
+        Table { commands: commands.into_iter().map(built).collect() }
     }
 
     pub(super) fn flags(&self) -> impl Iterator<Item = &Arg> {

@@ -24,9 +24,11 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::client::TlsStream;
 
 use super::{
     endpoint::{Address, Endpoint, Security, State},
+    examine::Secured,
     last_words::LastWords,
 };
 use crate::tls::{self, ClientTls, Peer};
@@ -47,7 +49,7 @@ pub struct Config {
 }
 
 /// How long name resolution, TCP and TLS together may take; etcd's own proxy gives its client 5 s.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Calls that share one connection. A reader that stalls holds at most its own window, and the connection's window
 /// is the sum of them, so that no reader can stall another; more calls than this open another connection.
 const CALLS_PER_CONNECTION: usize = 256;
@@ -270,7 +272,7 @@ async fn dial(config: &Config, endpoint: &Endpoint) -> Result<Dialled, DialError
     within_dial_timeout(endpoint, greet(config, endpoint)).await
 }
 
-async fn within_dial_timeout<T>(
+pub(super) async fn within_dial_timeout<T>(
     endpoint: &Endpoint,
     work: impl Future<Output = Result<T, DialError>>,
 ) -> Result<T, DialError> {
@@ -315,6 +317,28 @@ enum Protocol {
 }
 
 async fn socket(config: &Config, endpoint: &Endpoint, protocol: Protocol) -> Result<Box<dyn Io>, DialError> {
+    let socket = plain(endpoint).await?;
+    Ok(match handshake(config, endpoint, protocol)? {
+        None => socket,
+        Some(handshake) => Box::new(LastWords::new(handshake.make(socket).await?)),
+    })
+}
+
+/// Whether and how the endpoint is spoken to over TLS, and what etcd showed.
+pub(super) async fn secured(config: &Config, endpoint: &Endpoint) -> Result<Option<Secured>, DialError> {
+    let socket = plain(endpoint).await?;
+    let Some(handshake) = handshake(config, endpoint, Protocol::Http2)? else { return Ok(None) };
+    let stream = handshake.make(socket).await?;
+    let (_, session) = stream.get_ref();
+    let version = match session.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS1.2",
+        _ => "TLS1.3",
+    };
+    let leaf = session.peer_certificates().and_then(|chain| Some(chain.first()?.clone().into_owned()));
+    Ok(Some(Secured { version, leaf }))
+}
+
+async fn plain(endpoint: &Endpoint) -> Result<Box<dyn Io>, DialError> {
     let address = || endpoint.address.clone();
     let socket: Box<dyn Io> = match &endpoint.address {
         Address::Tcp(host_port) => {
@@ -328,6 +352,27 @@ async fn socket(config: &Config, endpoint: &Endpoint, protocol: Protocol) -> Res
             Box::new(socket.map_err(|source| DialError::Connect { address: address(), source })?)
         }
     };
+    Ok(socket)
+}
+
+/// A TLS handshake that is still to be made.
+struct Handshake {
+    address: Address,
+    tls: Arc<rustls::ClientConfig>,
+    server_name: ServerName<'static>,
+}
+
+impl Handshake {
+    async fn make(self, socket: Box<dyn Io>) -> Result<TlsStream<Box<dyn Io>>, DialError> {
+        let Self { address, tls, server_name } = self;
+        let made = tokio_rustls::TlsConnector::from(tls).connect(server_name, socket).await;
+        made.map_err(|source| DialError::Tls { address, source })
+    }
+}
+
+/// None where the endpoint is spoken to in plaintext.
+fn handshake(config: &Config, endpoint: &Endpoint, protocol: Protocol) -> Result<Option<Handshake>, DialError> {
+    let address = || endpoint.address.clone();
     let tls = match endpoint.security {
         Security::Never => None,
         Security::IfConfigured => config.tls.as_ref().map(ClientTls::config),
@@ -338,22 +383,16 @@ async fn socket(config: &Config, endpoint: &Endpoint, protocol: Protocol) -> Res
                 .config(),
         }),
     };
-    match tls {
-        None => Ok(socket),
-        Some(mut tls) => {
-            if protocol == Protocol::Http1 {
-                Arc::make_mut(&mut tls).alpn_protocols.clear();
-            }
-            let name = config.tls.as_ref().map_or_else(
-                || ServerName::try_from(endpoint.server_name.clone()).map_err(io::Error::other),
-                |tls| tls.server_name(&endpoint.server_name).map_err(io::Error::other),
-            );
-            let server_name = name.map_err(|source| DialError::Tls { address: address(), source })?;
-            let handshake = tokio_rustls::TlsConnector::from(tls).connect(server_name, socket).await;
-            let stream = handshake.map_err(|source| DialError::Tls { address: address(), source })?;
-            Ok(Box::new(LastWords::new(stream)))
-        }
+    let Some(mut tls) = tls else { return Ok(None) };
+    if protocol == Protocol::Http1 {
+        Arc::make_mut(&mut tls).alpn_protocols.clear();
     }
+    let name = config.tls.as_ref().map_or_else(
+        || ServerName::try_from(endpoint.server_name.clone()).map_err(io::Error::other),
+        |tls| tls.server_name(&endpoint.server_name).map_err(io::Error::other),
+    );
+    let server_name = name.map_err(|source| DialError::Tls { address: address(), source })?;
+    Ok(Some(Handshake { address: address(), tls, server_name }))
 }
 
 /// For `https://` endpoints when nothing was said about TLS: the system's authorities, read once.
