@@ -21,7 +21,7 @@ use sink::{Shape, Totals};
 use source::{Load, Source};
 
 /// How long watches may take to be made, and the last events to come.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 /// Before anything is counted, so that buffers have grown.
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 impl Asked {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let shape = Shape { connections: 1, streams: 1, watchers: 1 };
-        let load = Load { puts: 1, depth: 16, rate: None, value_size: 100 };
+        let load = Load { puts: 1, depth: 16, rate: None, keys: 1000, value_size: 100 };
         let (etcd, proxy) = (String::new(), String::new());
         let mut asked = Self { etcd, proxy, process: 0, shape, load, window: i32::MAX as u32, seconds: 3.0 };
         while let Some(flag) = arguments.next() {
@@ -78,6 +78,7 @@ impl Asked {
                 "--watchers" => asked.shape.watchers = value.parse().map_err(bad)?,
                 "--puts" => asked.load.puts = value.parse().map_err(bad)?,
                 "--depth" => asked.load.depth = value.parse().map_err(bad)?,
+                "--keys" => asked.load.keys = value.parse().map_err(bad)?,
                 "--value-size" => asked.load.value_size = value.parse().map_err(bad)?,
                 "--window" => asked.window = value.parse().map_err(bad)?,
                 "--rate" => asked.load.rate = Some(value.parse().map_err(|_| format!("{flag} wants a number"))?),
@@ -85,6 +86,7 @@ impl Asked {
                 _ => return Err(format!("there is no flag {flag}")),
             }
         }
+        asked.load.keys = asked.load.keys.max(1);
         if asked.etcd.is_empty() || asked.proxy.is_empty() || asked.process == 0 {
             return Err("--etcd, --proxy and --process are needed".to_owned());
         }

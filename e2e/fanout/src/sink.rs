@@ -122,7 +122,7 @@ impl Connection {
         for number in 0..shape.streams {
             let stream = stream_id(number);
             wire::put_call(&mut out, stream, address, "/etcdserverpb.Watch/Watch");
-            (0..shape.watchers).for_each(|_| wire::put_message(&mut out, stream, &create, false));
+            (0..shape.watchers).for_each(|_| wire::put_message(&mut out, stream, &create));
         }
         socket.write_all(&out)?;
         socket.set_nonblocking(true)?;

@@ -1,6 +1,7 @@
 //! The writer: puts or transactions of many puts, sent straight to etcd and many at a time.
 
 use std::{
+    collections::VecDeque,
     io::{self, Read, Write},
     net::TcpStream,
     time::{Duration, Instant},
@@ -17,11 +18,11 @@ pub struct Load {
     pub depth: u64,
     /// Writes in a second; `None` is as many as are taken.
     pub rate: Option<f64>,
+    /// Keys that are written in turn.
+    pub keys: u64,
     pub value_size: usize,
 }
 
-/// Keys that are written in turn.
-const KEYS: u64 = 1000;
 /// How long nothing may come from etcd before it counts as broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the writer looks whether the watchers have caught up with it.
@@ -43,6 +44,18 @@ pub struct Source {
     unread: u32,
     /// Frames that have not come whole yet.
     held: Vec<u8>,
+    /// Messages that etcd's windows have not taken yet, with the streams' own windows.
+    waiting: VecDeque<Waiting>,
+    window: i64,
+    stream_window: i64,
+}
+
+/// What is left of a message.
+struct Waiting {
+    stream: u32,
+    window: i64,
+    bytes: Vec<u8>,
+    sent: usize,
 }
 
 impl Source {
@@ -64,6 +77,9 @@ impl Source {
             failed: 0,
             unread: 0,
             held: Vec::new(),
+            waiting: VecDeque::new(),
+            window: wire::FIRST_WINDOW.into(),
+            stream_window: wire::FIRST_WINDOW.into(),
         })
     }
 
@@ -83,6 +99,7 @@ impl Source {
             if wanted > 0 {
                 let mut out = Vec::new();
                 (0..wanted).for_each(|_| self.put_write(&mut out));
+                self.put_waiting(&mut out);
                 self.socket.write_all(&out)?;
             }
             self.read(LOOK)?;
@@ -107,7 +124,7 @@ impl Source {
         let puts: Vec<Vec<u8>> = (0..self.load.puts)
             .map(|_| {
                 self.next_key += 1;
-                wire::put_request(format!("fan/{:016}", self.next_key % KEYS).as_bytes(), &value)
+                wire::put_request(format!("fan/{:016}", self.next_key % self.load.keys).as_bytes(), &value)
             })
             .collect();
         let (path, message) = match puts.as_slice() {
@@ -115,9 +132,51 @@ impl Source {
             puts => ("/etcdserverpb.KV/Txn", wire::txn_request(puts)),
         };
         wire::put_call(out, self.next_stream, &self.address, path);
-        wire::put_message(out, self.next_stream, &message, true);
+        let (stream, window) = (self.next_stream, self.stream_window);
+        self.waiting.push_back(Waiting { stream, window, bytes: wire::framed(&message), sent: 0 });
         self.next_stream += 2;
         self.sent += 1;
+    }
+
+    /// Sends of the messages, one after the other, what etcd's windows take.
+    fn put_waiting(&mut self, out: &mut Vec<u8>) {
+        while let Some(message) = self.waiting.front_mut() {
+            let left = message.bytes.len() - message.sent;
+            let room = usize::try_from(self.window.min(message.window)).unwrap_or(0);
+            let taken = left.min(room).min(wire::LARGEST_FRAME);
+            if taken == 0 {
+                return;
+            }
+            let flags = if taken == left { END_STREAM } else { 0 };
+            wire::put_frame(out, kind::DATA, flags, message.stream, &message.bytes[message.sent..message.sent + taken]);
+            message.sent += taken;
+            message.window -= taken as i64;
+            self.window -= taken as i64;
+            if taken == left {
+                self.waiting.pop_front();
+            }
+        }
+    }
+
+    /// etcd takes more, on a stream or on all.
+    fn credit(&mut self, stream: u32, payload: &[u8]) {
+        let more = payload.first_chunk().map_or(0, |more| i64::from(u32::from_be_bytes(*more) & (u32::MAX >> 1)));
+        if stream == 0 {
+            self.window += more;
+        } else if let Some(message) = self.waiting.iter_mut().find(|message| message.stream == stream) {
+            message.window += more;
+        }
+    }
+
+    /// How large the windows of streams shall be from now on.
+    fn settings(&mut self, payload: &[u8]) {
+        for setting in payload.chunks_exact(6) {
+            if let [0, wire::INITIAL_WINDOW_SIZE, size @ ..] = setting {
+                let size = size.first_chunk().map_or(0, |size| i64::from(u32::from_be_bytes(*size)));
+                let change = size - std::mem::replace(&mut self.stream_window, size);
+                self.waiting.iter_mut().for_each(|message| message.window += change);
+            }
+        }
     }
 
     fn read(&mut self, patience: Duration) -> io::Result<()> {
@@ -131,10 +190,13 @@ impl Source {
         }
         let mut out = Vec::new();
         let mut at = 0;
-        while let Some(head) = self.held[at..].first_chunk::<HEAD_LEN>().map(Head::read) {
-            let Some(payload) = self.held.get(at + HEAD_LEN..at + HEAD_LEN + head.len) else { break };
+        let held = std::mem::take(&mut self.held);
+        while let Some(head) = held[at..].first_chunk::<HEAD_LEN>().map(Head::read) {
+            let Some(payload) = held.get(at + HEAD_LEN..at + HEAD_LEN + head.len) else { break };
             match head.kind {
+                kind::WINDOW_UPDATE => self.credit(head.stream, payload),
                 kind::SETTINGS if head.flags & wire::ACK == 0 => {
+                    self.settings(payload);
                     wire::put_frame(&mut out, kind::SETTINGS, wire::ACK, 0, &[]);
                 }
                 kind::PING if head.flags & wire::ACK == 0 => {
@@ -149,7 +211,8 @@ impl Source {
             }
             at += HEAD_LEN + head.len;
         }
-        self.held.drain(..at);
+        self.held = held[at..].to_vec();
+        self.put_waiting(&mut out);
         if self.unread > WINDOW / 2 {
             wire::put_credit(&mut out, 0, std::mem::take(&mut self.unread));
         }

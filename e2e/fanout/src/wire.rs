@@ -3,6 +3,10 @@
 
 pub const HEAD_LEN: usize = 9;
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The setting that says how large the windows of streams are.
+pub const INITIAL_WINDOW_SIZE: u8 = 4;
+/// What a frame may hold unless the peer allows more.
+pub const LARGEST_FRAME: usize = 16 << 10;
 /// The window that a connection begins with whatever its SETTINGS say.
 pub const FIRST_WINDOW: u32 = 65_535;
 
@@ -48,7 +52,6 @@ pub fn put_frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &
 
 /// The preface, SETTINGS with this window for each stream, and as much for the connection.
 pub fn put_greeting(out: &mut Vec<u8>, window: u32) {
-    const INITIAL_WINDOW_SIZE: u8 = 4;
     out.extend_from_slice(PREFACE);
     let mut settings = vec![0, INITIAL_WINDOW_SIZE];
     settings.extend_from_slice(&window.to_be_bytes());
@@ -78,17 +81,15 @@ pub fn put_call(out: &mut Vec<u8>, stream: u32, authority: &str, path: &str) {
     put_frame(out, kind::HEADERS, END_HEADERS, stream, &block);
 }
 
-/// A message of a call, in as many frames as it needs.
-pub fn put_message(out: &mut Vec<u8>, stream: u32, message: &[u8], is_last: bool) {
-    const LARGEST_FRAME: usize = 16 << 10;
-    let mut framed = vec![0];
-    framed.extend_from_slice(&u32::try_from(message.len()).expect("messages of this program are short").to_be_bytes());
-    framed.extend_from_slice(message);
-    let mut pieces = framed.chunks(LARGEST_FRAME).peekable();
-    while let Some(piece) = pieces.next() {
-        let flags = if is_last && pieces.peek().is_none() { END_STREAM } else { 0 };
-        put_frame(out, kind::DATA, flags, stream, piece);
-    }
+/// A message with its prefix, as it stands in DATA frames.
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(message.len()).expect("messages of this program are short");
+    [&[0], &len.to_be_bytes()[..], message].concat()
+}
+
+/// A short message of a call that goes on.
+pub fn put_message(out: &mut Vec<u8>, stream: u32, message: &[u8]) {
+    put_frame(out, kind::DATA, 0, stream, &framed(message));
 }
 
 /// A `WatchRequest` that creates a watch on a range.
