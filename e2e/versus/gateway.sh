@@ -25,21 +25,12 @@ if ! command -v haproxy >/dev/null; then
   say "installing Debian's haproxy"
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy; } >&2
 fi
-etcd=$("$root/tools/build.sh" etcd-3.7)
-target=${CARGO_TARGET_DIR:-$root/target}
-if [[ -z "${ETCD_PROXY_BIN:-}" ]]; then
-  say "building etcd-proxy"
-  (cd "$root" && cargo build --quiet --release -p etcd-proxy)
-  ETCD_PROXY_BIN=$target/release/etcd-proxy
-fi
+# shellcheck source=rig.sh
+source "$here/rig.sh"
 # One file that needs nothing but the standard library.
 load=$target/relay_load
 mkdir -p "$target"
 rustc --edition 2024 -O -o "$load" "$here/relay_load.rs"
-ours_bin=$ETCD_PROXY_BIN
-for name in ${!ETCD*}; do
-  unset "$name"
-done
 # Ours and HAProxy need two descriptors for each connection; etcd's needs six, and ends when it has none left.
 limit=$(ulimit -Hn)
 if [[ $limit != unlimited && $limit -lt $((idle * 6 + 2000)) ]]; then
@@ -47,32 +38,6 @@ if [[ $limit != unlimited && $limit -lt $((idle * 6 + 2000)) ]]; then
   say "ulimit -n is $limit, so only $idle silent connections are held"
 fi
 ulimit -n "$limit"
-
-folder=$(mktemp -d /tmp/etcd-versus.XXXXXX)
-pids=()
-clean() {
-  local status=$? pid
-  trap - EXIT
-  for pid in ${pids[@]+"${pids[@]}"}; do
-    kill -KILL "$pid" 2>/dev/null && while kill -0 "$pid" 2>/dev/null; do sleep 0.01; done
-  done
-  if [[ $status != 0 ]]; then
-    tail -n 5 "$folder"/*.log >&2 || true
-  fi
-  rm -rf "$folder"
-  exit "$status"
-}
-trap clean EXIT
-trap 'exit 130' INT TERM
-
-launch() {
-  local name=$1
-  shift
-  "$@" >"$folder/$name.log" 2>&1 </dev/null &
-  started=$!
-  pids+=("$started")
-  disown "$started"
-}
 
 declare -A address=([direct]=127.0.0.1:24711 [theirs]=127.0.0.1:24712 [ours]=127.0.0.1:24713 [haproxy]=127.0.0.1:24714)
 declare -A process=()

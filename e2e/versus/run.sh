@@ -19,52 +19,9 @@ die() {
   exit 1
 }
 
-etcd=$("$root/tools/build.sh" etcd-3.7)
 benchmark=$("$root/tools/build.sh" benchmark)/benchmark
-if [[ -z "${ETCD_PROXY_BIN:-}" ]]; then
-  say "building etcd-proxy"
-  (cd "$root" && cargo build --quiet --release -p etcd-proxy)
-  ETCD_PROXY_BIN=${CARGO_TARGET_DIR:-$root/target}/release/etcd-proxy
-fi
-ours_bin=$ETCD_PROXY_BIN
-for name in ${!ETCD*}; do
-  unset "$name"
-done
-
-folder=$(mktemp -d /tmp/etcd-versus.XXXXXX)
-pids=()
-clean() {
-  local status=$? pid
-  trap - EXIT
-  for pid in ${pids[@]+"${pids[@]}"}; do
-    kill -KILL "$pid" 2>/dev/null && while kill -0 "$pid" 2>/dev/null; do sleep 0.01; done
-  done
-  if [[ $status != 0 ]]; then
-    tail -n 5 "$folder"/*.log >&2 || true
-  fi
-  rm -rf "$folder"
-  exit "$status"
-}
-trap clean EXIT
-trap 'exit 130' INT TERM
-
-launch() {
-  local name=$1
-  shift
-  "$@" >"$folder/$name.log" 2>&1 </dev/null &
-  started=$!
-  pids+=("$started")
-  disown "$started"
-}
-
-# await NAME TEXT: until the log of NAME contains TEXT.
-await() {
-  local deadline=$((SECONDS + 30))
-  until grep -q "$2" "$folder/$1.log"; do
-    ((SECONDS < deadline)) || die "$1 did not start"
-    sleep 0.05
-  done
-}
+# shellcheck source=rig.sh
+source "$here/rig.sh"
 
 # One member without fsync, so that etcd's disk does not hide what a proxy costs.
 launch etcd "$etcd/etcd" --data-dir="$folder/data" --unsafe-no-fsync --listen-peer-urls=http://127.0.0.1:24702 \
