@@ -150,13 +150,18 @@ fn what_is_wrong_on_this_side_is_named() {
 }
 
 #[test]
-fn with_auth_on_a_check_is_made_as_the_proxys_own_user() {
+fn auth_is_found_and_who_is_shut_out_by_it() {
     let etcd = Etcd::start();
     let etcdctl = etcd.etcdctl();
     etcdctl.ok(&["user", "add", "root:password"]);
     etcdctl.ok(&["user", "grant-role", "root", "root"]);
     etcdctl.ok(&["auth", "enable"]);
+    let nobody = check(&[endpoints(etcd.endpoints())]);
+    nobody.expect("auth", "warning", "on: clients bring their own users");
+    nobody.expect("prefix", "skipped", "only its users can tell");
+    assert_eq!(nobody.code, 0, "{:#}", nobody.report);
     let registers = [endpoints(etcd.endpoints()), "--resolver-prefix=p".to_owned(), "--resolver-ttl=10".to_owned()];
+    check(&registers).expect("auth", "failed", "cannot register itself");
     let as_root = [&registers[..], &["--user=root:password".to_owned()]].concat();
     check(&as_root).expect("prefix", "ok", "can be read");
 }

@@ -45,10 +45,11 @@ pub struct Question {
 /// What an endpoint says of its cluster.
 #[derive(Clone, Debug)]
 pub struct Answered {
-    pub cluster: u64,
+    /// None where only users are told.
+    pub cluster: Option<u64>,
     /// Zero for none.
-    pub leader: u64,
-    pub version: String,
+    pub leader: Option<u64>,
+    pub version: Option<String>,
 }
 
 /// The oldest etcd that this proxy is tested with.
@@ -68,7 +69,7 @@ pub async fn look(question: &Question, endpoint: &Arc<Endpoint>) -> (Vec<Row>, O
     let upstream = Upstream::new(endpoints, channel, users, question.limits, question.metrics.clone());
     let member = Member { upstream, endpoint };
     let answered = member.status(&mut rows).await;
-    if answered.as_ref().is_some_and(|answered| answered.leader != 0) {
+    if answered.as_ref().is_some_and(|answered| answered.leader != Some(0)) {
         member.auth_and_prefix(question, &mut rows).await;
     } else if answered.is_some() {
         rows.add("prefix", Outcome::Skipped("cannot be read without a leader".to_owned()));
@@ -165,6 +166,11 @@ impl Member<'_> {
     async fn status(&self, rows: &mut Rows) -> Option<Answered> {
         let found = match self.status_of_member().await {
             Ok(found) => found,
+            // With auth on, etcd tells even this to its users only.
+            Err(status) if asks_who_we_are(&status) => {
+                rows.add("version", Outcome::Skipped(format!("only users are told: {}", status.message())));
+                return Some(Answered { cluster: None, leader: None, version: None });
+            }
             Err(status) => {
                 let words = format!("does not tell its status: {}; is it an etcd?", status.message());
                 rows.add("etcd", Outcome::Failed(words));
@@ -191,8 +197,8 @@ impl Member<'_> {
         for error in errors {
             rows.add("alarm", Outcome::Warn(error.clone()));
         }
-        let cluster = found.header.as_ref().map_or(0, |header| header.cluster_id);
-        Some(Answered { cluster, leader: found.leader, version })
+        let cluster = found.header.as_ref().map(|header| header.cluster_id);
+        Some(Answered { cluster, leader: Some(found.leader), version: Some(version) })
     }
 
     /// Without the wish for a leader, which a member without one refuses.
