@@ -23,27 +23,30 @@ impl Answer {
 
 /// GET `http://address/path`.
 pub fn get(address: &str, path: &str) -> std::io::Result<Answer> {
-    request("GET", address, path, "")
+    send("GET", address, path, JSON, "")
 }
 
 /// POST a JSON text to `http://address/path`.
 pub fn post(address: &str, path: &str, json: &str) -> std::io::Result<Answer> {
-    request("POST", address, path, json)
+    send("POST", address, path, JSON, json)
 }
 
 /// DELETE `http://address/path`.
 pub fn delete(address: &str, path: &str) -> std::io::Result<Answer> {
-    request("DELETE", address, path, "")
+    send("DELETE", address, path, JSON, "")
 }
 
-fn request(method: &str, address: &str, path: &str, body: &str) -> std::io::Result<Answer> {
+const JSON: &str = "application/json";
+
+/// Any method, with a body of this type.
+pub fn send(method: &str, address: &str, path: &str, content_type: &str, body: &str) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -11,7 +11,9 @@ mod shared;
 mod status;
 
 pub use backend::{AllowedNamespaces, BackendLimits, EtcdBackend, EtcdBackendSpec, EtcdBackendStatus, Grant, Keyspace};
-pub use backend::{GrantAccess, LabelSelector, LabelSelectorOperator, LabelSelectorRequirement, ProxyPods};
+pub use backend::{
+    GrantAccess, LabelSelector, LabelSelectorOperator, LabelSelectorRequirement, ProxyPods, ReclaimPolicy,
+};
 pub use proxy::{Advertise, Api, BackendRef, ClientAuth, Compact, EtcdProxy, EtcdProxySpec, Limits, Metrics, Mode};
 pub use proxy::{NetworkPolicyMode, PodMonitorMode, Position, Profile, Registration, ServiceSettings, ServingTls};
 pub use proxy::{Sidecar, TlsSource, Traffic, UpdateStrategy, Upstream};

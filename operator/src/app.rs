@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::FutureExt;
-use kube::Client;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Metrics};
-use crate::controller;
-use crate::leader::Leadership;
+use crate::controller::{self, Scope};
+use crate::leader::{Leadership, Timing};
 use crate::plan::Settings;
 use crate::render::Cluster;
 
@@ -36,9 +37,22 @@ pub struct Flags {
     /// Allow EtcdProxies to name an etcd of their own; whoever may create one can use the Secrets of its namespace
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub inline_upstream: bool,
+    /// Look after the EtcdProxies of these namespaces only, and know no EtcdBackends; needs no rights for the whole cluster
+    #[arg(long, value_delimiter = ',', conflicts_with = "backend_namespaces")]
+    pub watch_namespaces: Vec<String>,
+    /// Look after EtcdProxies on EtcdBackends only, whose proxies run in these namespaces; needs rights to Secrets and
+    /// workloads nowhere else, and puts no client certificates into the tenants' namespaces
+    #[arg(long, value_delimiter = ',')]
+    pub backend_namespaces: Vec<String>,
+    /// How many proxies of one backend, or of one namespace, get newer pods at the same time when the operator or a
+    /// backend changes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub max_concurrent_rollouts: u16,
     /// Least severe level that is logged: error, warn, info, debug or trace, for all or by crate
     #[arg(long, default_value = "info")]
     pub log_level: String,
+    #[command(flatten)]
+    pub lease: Timing,
 }
 
 /// How long the work under way gets to end after SIGTERM, and then the lease to be given back.
@@ -74,7 +88,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     };
     metrics.started.store(true, Ordering::Relaxed);
 
-    let leadership = Leadership::new(client.clone(), &flags.namespace, "etcd-proxy-operator", flags.name.clone());
+    let leadership =
+        Leadership::new(client.clone(), &flags.namespace, "etcd-proxy-operator", flags.name.clone(), flags.lease);
     tokio::select! {
         () = leadership.acquire() => (),
         () = stop.clone() => return Ok(()),
@@ -82,8 +97,10 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     tracing::info!("this process leads");
     metrics.leader.set(1);
 
-    let context = Arc::new(controller::Context::new(client, settings, cluster, metrics.clone(), flags.name));
-    let controllers = controller::run(context, stop.clone());
+    let rollouts = usize::from(flags.max_concurrent_rollouts);
+    let scope = scope(&flags);
+    let context = controller::Context::new(client, settings, cluster, metrics.clone(), flags.name, rollouts);
+    let controllers = controller::run(Arc::new(context), scope, stop.clone());
     let bounded = async {
         stop.clone().await;
         tracing::info!("stopping");
@@ -105,10 +122,32 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn scope(flags: &Flags) -> Scope {
+    if !flags.watch_namespaces.is_empty() {
+        Scope::Namespaces(flags.watch_namespaces.clone())
+    } else if !flags.backend_namespaces.is_empty() {
+        Scope::Backends(flags.backend_namespaces.clone())
+    } else {
+        Scope::Cluster
+    }
+}
+
+/// How often an API server that does not answer is asked again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What tells this cluster from others, as is usual: the uid of the namespace that every cluster has from its beginning.
+async fn cluster_uid(client: &Client) -> String {
+    loop {
+        match Api::<Namespace>::all(client.clone()).get("kube-system").await {
+            Ok(namespace) => return namespace.uid().unwrap_or_default(),
+            Err(error) => tracing::warn!(%error, "cannot read namespace kube-system; trying again"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// Asks the API server what it is, until it answers: the operator may well start before it.
 async fn discover(client: &Client, flags: &Flags) -> anyhow::Result<(Settings, Cluster)> {
-    /// How often an API server that does not answer is asked again.
-    const AGAIN: Duration = Duration::from_secs(2);
     let version = loop {
         match client.apiserver_version().await {
             Ok(version) => break version,
@@ -119,11 +158,22 @@ async fn discover(client: &Client, flags: &Flags) -> anyhow::Result<(Settings, C
     let minor: u32 = version.minor.trim_end_matches('+').parse().unwrap_or(0);
     let pod_monitors = client.list_api_group_resources(MONITORING).await.is_ok();
     tracing::info!(version = version.git_version, pod_monitors, "found the API server");
+    let scope = scope(flags);
+    let backends = !matches!(scope, Scope::Namespaces(_));
+    let cluster_uid = if backends { cluster_uid(client).await } else { String::new() };
+    let backend_namespaces = match &scope {
+        Scope::Backends(namespaces) => Some(namespaces.clone()),
+        Scope::Cluster | Scope::Namespaces(_) => None,
+    };
     let settings = Settings {
-        image: flags.image.clone(),
         cluster_domain: flags.cluster_domain.clone(),
-        inline_upstream: flags.inline_upstream,
+        inline_upstream: flags.inline_upstream && backend_namespaces.is_none(),
         pod_monitors,
+        cluster_uid,
+        tenant_secrets: backend_namespaces.is_none(),
+        backend_namespaces,
+        backends,
+        ..Settings::with_image(flags.image.clone())
     };
     Ok((settings, Cluster { domain: flags.cluster_domain.clone(), same_node: minor >= SAME_NODE_SINCE }))
 }

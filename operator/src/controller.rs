@@ -4,9 +4,12 @@
 mod apply;
 mod backend;
 mod children;
+mod cleanup;
 mod conditions;
 mod fetch;
+mod pods;
 mod report;
+mod rollouts;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,20 +22,22 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
+use tokio::sync::mpsc;
 
 use crate::admin::Metrics;
 use crate::api::{EtcdBackend, EtcdProxy};
-use crate::plan::{self, HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, Home, Object, Settings, Stage};
-use crate::render::{self, Cluster, MANAGER};
+use crate::plan::{self, HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, Object, Settings, Stage};
+use crate::render::{Cluster, MANAGER};
 use apply::Applied;
+use rollouts::Rollouts;
 
 /// Objects worked on at a time; more would be a burst on the API server and make nothing ready sooner.
 const CONCURRENCY: u16 = 8;
 /// Changes that come together, as the many of one rollout do, are answered once.
-const DEBOUNCE: Duration = Duration::from_millis(200);
+const DEBOUNCE: Duration = Duration::from_millis(500);
 /// How often an object is looked at although nothing happened: Secrets are not watched, since that would need the right
 /// to list all of them. It also bounds how late a certificate is renewed.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -49,6 +54,9 @@ pub struct Context {
     pub cluster: Cluster,
     pub metrics: Arc<Metrics>,
     recorder: Recorder,
+    rollouts: Rollouts,
+    /// Objects whose turn it is; taken once, when the controllers start.
+    woken: Mutex<Option<mpsc::Receiver<ObjectRef<EtcdProxy>>>>,
     /// How often each object failed in a row, by namespace and name; held for a lookup only.
     failures: Mutex<HashMap<String, u32>>,
     /// The uids of objects that were looked at before; held for a lookup only. As many as there are objects.
@@ -56,10 +64,28 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(client: Client, settings: Settings, cluster: Cluster, metrics: Arc<Metrics>, pod: String) -> Context {
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        cluster: Cluster,
+        metrics: Arc<Metrics>,
+        pod: String,
+        max_rollouts: usize,
+    ) -> Context {
         let reporter = Reporter { controller: "etcdproxy.dev/operator".to_owned(), instance: Some(pod) };
         let recorder = Recorder::new(client.clone(), reporter);
-        Context { client, settings, cluster, metrics, recorder, failures: Mutex::default(), seen: Mutex::default() }
+        let (rollouts, woken) = Rollouts::new(max_rollouts);
+        Context {
+            client,
+            settings,
+            cluster,
+            metrics,
+            recorder,
+            rollouts,
+            woken: Mutex::new(Some(woken)),
+            failures: Mutex::default(),
+            seen: Mutex::default(),
+        }
     }
 
     /// Whether this process has not applied the object yet: another version of the operator may have.
@@ -103,46 +129,113 @@ pub enum Error {
     NameConflict { what: String },
 }
 
-/// Runs both controllers until `stop`, and what is being worked on to its end.
-pub async fn run(context: Arc<Context>, stop: Shared<impl Future<Output = ()> + Send + Sync + 'static>) {
-    let client = context.client.clone();
-    let proxies = Controller::new(Api::<EtcdProxy>::all(client.clone()), watcher::Config::default());
+/// Where the operator looks; it has rights nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// EtcdProxies everywhere and their children everywhere.
+    Cluster,
+    /// EtcdProxies everywhere, all on backends whose proxies run in these namespaces.
+    Backends(Vec<String>),
+    /// EtcdProxies of these namespaces, with an etcd of their own.
+    Namespaces(Vec<String>),
+}
+
+/// Runs all controllers until `stop`, and what is being worked on to its end.
+pub async fn run(context: Arc<Context>, scope: Scope, stop: Shared<impl Future<Output = ()> + Send + Sync + 'static>) {
+    let homes: Vec<Option<String>> = match &scope {
+        Scope::Cluster | Scope::Backends(_) => vec![None],
+        Scope::Namespaces(namespaces) => namespaces.iter().cloned().map(Some).collect(),
+    };
+    let woken = context.woken.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let mut woken = woken.map(|woken| {
+        futures_util::stream::unfold(woken, async |mut woken| {
+            let object = woken.recv().await?;
+            Some((object, woken))
+        })
+    });
+    let mut running = Vec::new();
+    let mut store = None;
+    for home in homes {
+        let mut controller = proxies(&context, home.as_deref(), &scope);
+        // Whoever is called need not be this controller's; looking at one more object does no harm.
+        if let Some(woken) = woken.take() {
+            controller = controller.reconcile_on(woken);
+        }
+        store.get_or_insert_with(|| controller.store());
+        let running_one =
+            controller.graceful_shutdown_on(stop.clone()).run(reconcile, again, context.clone()).for_each(|_| async {});
+        running.push(running_one);
+    }
+    let backends = async {
+        if let (Some(store), Scope::Cluster | Scope::Backends(_)) = (store, &scope) {
+            backends(context.clone(), store, stop.clone()).await;
+        }
+    };
+    futures_util::join!(futures_util::future::join_all(running), backends);
+}
+
+fn config() -> Config {
+    Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY)
+}
+
+/// All objects of a kind, or those of one namespace.
+fn within<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match namespace {
+        None => Api::all(client.clone()),
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+    }
+}
+
+fn proxies(context: &Context, home: Option<&str>, scope: &Scope) -> Controller<EtcdProxy> {
+    let client = &context.client;
+    let mut proxies = Controller::new(within::<EtcdProxy>(client, home), watcher::Config::default());
     let store = proxies.store();
-    let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
-    let (of_backend, of_namespace) = (store.clone(), store.clone());
-    let config = || Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
-    let proxies = proxies
-        .with_config(config())
-        .watches(Api::<Deployment>::all(client.clone()), ours.clone(), parent)
-        .watches(Api::<DaemonSet>::all(client.clone()), ours.clone(), parent)
-        .watches(Api::<Service>::all(client.clone()), ours.clone(), parent)
-        .watches(Api::<NetworkPolicy>::all(client.clone()), ours.clone(), parent)
-        .watches(Api::<PodDisruptionBudget>::all(client.clone()), ours, parent)
+    let ours = || watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    proxies = proxies.with_config(config()).watches(within::<Service>(client, home), ours(), parent);
+    let children: Vec<Option<&str>> = match scope {
+        Scope::Backends(namespaces) => namespaces.iter().map(|namespace| Some(namespace.as_str())).collect(),
+        Scope::Cluster | Scope::Namespaces(_) => vec![home],
+    };
+    for namespace in children {
+        proxies = proxies
+            .watches(within::<Deployment>(client, namespace), ours(), parent)
+            .watches(within::<DaemonSet>(client, namespace), ours(), parent)
+            .watches(within::<NetworkPolicy>(client, namespace), ours(), parent)
+            .watches(within::<PodDisruptionBudget>(client, namespace), ours(), parent);
+    }
+    if matches!(scope, Scope::Namespaces(_)) {
+        return proxies;
+    }
+    let (of_backend, of_namespace) = (store.clone(), store);
+    proxies
         .watches(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default(), move |backend| {
             let name = backend.name_any();
             let uses = |proxy: &EtcdProxy| proxy.spec.backend_ref.as_ref().is_some_and(|backend| backend.name == name);
-            of_backend
-                .state()
-                .iter()
-                .filter(|proxy| uses(proxy))
-                .map(|proxy| ObjectRef::from_obj(&**proxy))
-                .collect::<Vec<_>>()
+            those(&of_backend, uses)
         })
         .watches(Api::<Namespace>::all(client.clone()), watcher::Config::default(), move |namespace| {
             let name = namespace.name_any();
             let lives =
                 |proxy: &EtcdProxy| proxy.namespace().as_deref() == Some(&name) && proxy.spec.backend_ref.is_some();
-            of_namespace
-                .state()
-                .iter()
-                .filter(|proxy| lives(proxy))
-                .map(|proxy| ObjectRef::from_obj(&**proxy))
-                .collect::<Vec<_>>()
+            those(&of_namespace, lives)
         })
-        .graceful_shutdown_on(stop.clone())
-        .run(reconcile, again, context.clone())
-        .for_each(|_| async {});
-    let backends = Controller::new(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default())
+}
+
+fn those(store: &Store<EtcdProxy>, wanted: impl Fn(&EtcdProxy) -> bool) -> Vec<ObjectRef<EtcdProxy>> {
+    store.state().iter().filter(|proxy| wanted(proxy)).map(|proxy| ObjectRef::from_obj(&**proxy)).collect()
+}
+
+async fn backends(
+    context: Arc<Context>,
+    store: Store<EtcdProxy>,
+    stop: Shared<impl Future<Output = ()> + Send + Sync + 'static>,
+) {
+    let client = context.client.clone();
+    Controller::new(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default())
         .with_config(config())
         .watches(Api::<EtcdProxy>::all(client), watcher::Config::default(), |proxy| {
             proxy.spec.backend_ref.map(|backend| ObjectRef::new(&backend.name))
@@ -156,8 +249,8 @@ pub async fn run(context: Arc<Context>, stop: Shared<impl Future<Output = ()> + 
             },
             context,
         )
-        .for_each(|_| async {});
-    futures_util::join!(proxies, backends);
+        .for_each(|_| async {})
+        .await;
 }
 
 /// The object that a child belongs to, by its labels, whichever namespace it lives in.
@@ -191,7 +284,10 @@ fn key(proxy: &EtcdProxy) -> String {
 
 async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, Error> {
     if proxy.metadata.deletion_timestamp.is_some() {
-        clean_up(proxy, context).await?;
+        if let Some(wait) = cleanup::clean_up(proxy, context).await? {
+            return Ok(Action::requeue(wait));
+        }
+        context.rollouts.ended(&Object::of(proxy));
         context.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&Object::of(proxy).uid);
         context.metrics.forget(&Object::of(proxy));
         return Ok(Action::await_change());
@@ -215,28 +311,9 @@ async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, E
             return Err(error);
         }
     };
-    report::applied(proxy, context, &plan, applied).await?;
-    Ok(Action::requeue(RESYNC))
-}
-
-/// Deletes what no garbage collector will: children abroad. Works also when the backend is gone, so that a namespace is
-/// never kept from going.
-async fn clean_up(proxy: &EtcdProxy, context: &Context) -> Result<(), Error> {
-    if !proxy.finalizers().contains(&plan::finalizer()) {
-        return Ok(());
-    }
-    let object = Object::of(proxy);
-    let backend = fetch::backend(proxy, context).await?;
-    let remembered =
-        proxy.status.as_ref().and_then(|status| status.workload.as_ref()).map(|workload| &workload.namespace);
-    let home = match (&backend, remembered) {
-        (Some(backend), _) => Home::of(&object, Some(backend)),
-        (None, Some(namespace)) => Home::remembered(&object, namespace.clone()),
-        // Nothing was ever deployed, or the backend took its children with it.
-        (None, None) => return apply::release(proxy, context).await,
-    };
-    apply::prune(render::possible(&object, &home), &object, context).await?;
-    apply::release(proxy, context).await
+    let ready = report::applied(proxy, context, &plan, applied).await?;
+    // Pods tell nobody that they have found another reason for not being ready.
+    Ok(Action::requeue(if ready { RESYNC } else { RESYNC_REFUSED }))
 }
 
 #[cfg(test)]

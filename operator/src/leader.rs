@@ -8,18 +8,60 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-/// How long a Lease is good after its last renewal; the usual one of Kubernetes' own controllers.
-const DURATION: Duration = Duration::from_secs(15);
-/// When a holder that cannot renew gives up. The rest of the duration is for clocks and what is still under way.
-const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// How often it is renewed, and how often the others look.
-const RETRY: Duration = Duration::from_secs(2);
+/// The times of a Lease; those of Kubernetes' own controllers by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Timing {
+    /// Seconds for which the lease is good after its last renewal; as long it takes until another operator takes over
+    /// from one that died
+    #[arg(long = "lease-seconds", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..=600))]
+    pub lease_seconds: u16,
+    /// Seconds after which a holder that cannot renew the lease ends itself; fewer than --lease-seconds, so that it has
+    /// stopped before another begins
+    #[arg(long = "lease-renew-seconds", default_value_t = 10, value_parser = clap::value_parser!(u16).range(2..=599))]
+    pub renew_seconds: u16,
+    /// Seconds between renewals, and between the looks of those that wait
+    #[arg(long = "lease-retry-seconds", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=60))]
+    pub retry_seconds: u16,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing { lease_seconds: 15, renew_seconds: 10, retry_seconds: 2 }
+    }
+}
+
+impl Timing {
+    /// Why these times cannot serve together.
+    pub fn check(&self) -> Result<(), String> {
+        let Timing { lease_seconds: lease, renew_seconds: renew, retry_seconds: retry } = *self;
+        if renew >= lease {
+            return Err(format!("--lease-renew-seconds={renew} must be less than --lease-seconds={lease}"));
+        }
+        if retry >= renew {
+            return Err(format!("--lease-retry-seconds={retry} must be less than --lease-renew-seconds={renew}"));
+        }
+        Ok(())
+    }
+
+    fn lease(self) -> Duration {
+        Duration::from_secs(self.lease_seconds.into())
+    }
+
+    fn renew(self) -> Duration {
+        Duration::from_secs(self.renew_seconds.into())
+    }
+
+    fn retry(self) -> Duration {
+        Duration::from_secs(self.retry_seconds.into())
+    }
+}
 
 /// A Lease that this process wants to hold or holds.
 pub struct Leadership {
     api: Api<Lease>,
     name: String,
     identity: String,
+    timing: Timing,
 }
 
 /// What another process was last seen to have written, and when we saw it. Clocks of two machines are never compared.
@@ -30,8 +72,8 @@ struct Observed {
 }
 
 impl Leadership {
-    pub fn new(client: Client, namespace: &str, name: &str, identity: String) -> Leadership {
-        Leadership { api: Api::namespaced(client, namespace), name: name.to_owned(), identity }
+    pub fn new(client: Client, namespace: &str, name: &str, identity: String, timing: Timing) -> Leadership {
+        Leadership { api: Api::namespaced(client, namespace), name: name.to_owned(), identity, timing }
     }
 
     /// Returns when this process holds the Lease.
@@ -45,7 +87,7 @@ impl Leadership {
                 Err(kube::Error::Api(status)) if status.code == 409 => (),
                 Err(error) => tracing::warn!(%error, lease = self.name, "cannot read or write the lease; trying again"),
             }
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(self.timing.retry()).await;
         }
     }
 
@@ -65,7 +107,7 @@ impl Leadership {
         let good_for = spec
             .lease_duration_seconds
             .and_then(|seconds| u64::try_from(seconds).ok())
-            .map_or(DURATION, Duration::from_secs);
+            .map_or(self.timing.lease(), Duration::from_secs);
         let expired = observed.as_ref().is_some_and(|seen| seen.at.elapsed() > good_for);
         if holder.as_ref().is_some_and(|holder| *holder != self.identity) && !expired {
             return Ok(false);
@@ -81,9 +123,10 @@ impl Leadership {
     /// Renews until that fails for too long; then the process must stop writing at once.
     pub async fn hold(&self) {
         let mut last = Instant::now();
-        while last.elapsed() < RENEW_DEADLINE {
-            tokio::time::sleep(RETRY).await;
-            let left = RENEW_DEADLINE.saturating_sub(last.elapsed());
+        let deadline = self.timing.renew();
+        while last.elapsed() < deadline {
+            tokio::time::sleep(self.timing.retry()).await;
+            let left = deadline.saturating_sub(last.elapsed());
             match tokio::time::timeout(left, self.renew()).await {
                 Ok(Ok(true)) => last = Instant::now(),
                 Ok(Ok(false)) => {
@@ -94,7 +137,7 @@ impl Leadership {
                 Err(_) => tracing::warn!(lease = self.name, "renewing the lease takes too long"),
             }
         }
-        tracing::error!(lease = self.name, "could not renew the lease for {RENEW_DEADLINE:?}");
+        tracing::error!(lease = self.name, "could not renew the lease for {deadline:?}");
     }
 
     async fn renew(&self) -> kube::Result<bool> {
@@ -125,7 +168,7 @@ impl Leadership {
             acquire_time: Some(now.clone()),
             renew_time: Some(now),
             holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_duration_seconds: Some(self.timing.lease_seconds.into()),
             lease_transitions: Some(transitions),
             ..LeaseSpec::default()
         }

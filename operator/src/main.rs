@@ -66,9 +66,7 @@ fn inject(files: &[PathBuf], image: String) -> Result<String, String> {
         let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
         documents.extend(inject::read(&text).map_err(|error| format!("{}: {error}", file.display()))?);
     }
-    let settings =
-        Settings { image, cluster_domain: "cluster.local".to_owned(), inline_upstream: true, pod_monitors: false };
-    let injected = inject::inject(&mut documents, &settings)?;
+    let injected = inject::inject(&mut documents, &Settings::with_image(image))?;
     eprintln!("injected into {injected} of {} objects", documents.len());
     Ok(inject::write(&documents))
 }
@@ -91,6 +89,10 @@ fn check(flags: verify::Flags) -> ExitCode {
 }
 
 fn run(flags: app::Flags) -> ExitCode {
+    if let Err(error) = flags.lease.check() {
+        eprintln!("{error}");
+        return ExitCode::from(64);
+    }
     let filter = match EnvFilter::try_new(&flags.log_level) {
         Ok(filter) => filter,
         Err(error) => {

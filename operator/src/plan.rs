@@ -7,6 +7,7 @@ mod references;
 #[cfg(test)]
 mod tests;
 
+pub use access::own_part;
 pub use names::{HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, HOME_LABEL_OWNER, Home, Object, finalizer, short_hash};
 pub use references::{Found, ObjectKey, certificate_facts, check_client, references, upstream_references};
 
@@ -35,6 +36,30 @@ pub struct Settings {
     pub inline_upstream: bool,
     /// Whether the cluster serves PodMonitors.
     pub pod_monitors: bool,
+    /// What tells this cluster from others: the uid of its first namespace. Empty where there is no cluster to ask.
+    pub cluster_uid: String,
+    /// Namespaces in which EtcdBackends may run their proxies; `None` is all.
+    pub backend_namespaces: Option<Vec<String>>,
+    /// Whether EtcdBackends can be used at all.
+    pub backends: bool,
+    /// Whether client certificates are put into the namespaces of tenants of a backend.
+    pub tenant_secrets: bool,
+}
+
+impl Settings {
+    /// Those of an operator that may do everything, with this image.
+    pub fn with_image(image: impl Into<String>) -> Settings {
+        Settings {
+            image: image.into(),
+            cluster_domain: "cluster.local".to_owned(),
+            inline_upstream: true,
+            pod_monitors: false,
+            cluster_uid: String::new(),
+            backend_namespaces: None,
+            backends: true,
+            tenant_secrets: true,
+        }
+    }
 }
 
 /// What was read from the cluster for one object.
@@ -42,6 +67,8 @@ pub struct Settings {
 pub struct Fetched {
     pub backend: Option<EtcdBackend>,
     pub namespace_labels: BTreeMap<String, String>,
+    /// The uid of the object's namespace; a namespace that is made anew has another.
+    pub namespace_uid: String,
     pub objects: BTreeMap<ObjectKey, Found>,
     /// Seconds since 1970.
     pub now: i64,
@@ -77,6 +104,31 @@ pub struct Plan {
     /// What applications connect to.
     pub endpoints: Vec<String>,
     pub paused: bool,
+    /// Whose the keys are, for objects on a backend.
+    pub claim: Option<Claim>,
+    /// A certificate that somebody must renew soon.
+    pub expiring: Option<Expiring>,
+    /// Whether applications get a client certificate; else they bring their own.
+    pub client_certificate: bool,
+}
+
+/// What is written into etcd before a namespace's part of the keys is used, so that nobody inherits the keys of a
+/// namespace that had the same name, or of another cluster's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Beside the namespaces' parts: a namespace's name cannot begin with a dot.
+    pub key: String,
+    /// The uids of the cluster and of the namespace.
+    pub value: String,
+    /// The prefix of all keys that belong to the namespace.
+    pub covers: String,
+}
+
+/// A certificate that was brought and expires soon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiring {
+    pub reason: &'static str,
+    pub message: String,
 }
 
 /// Certificates that the operator issues.
@@ -167,6 +219,11 @@ pub fn check(proxy: &EtcdProxy, fetched: &Fetched, settings: &Settings) -> Resul
     let object = Object::of(proxy);
     let spec = &proxy.spec;
     let access = access::check(&object, spec, fetched, settings)?;
+    let abroad = spec.backend_ref.is_some();
+    let client_certificate = settings.tenant_secrets || !abroad;
+    if !client_certificate {
+        access::check_without_secrets(spec)?;
+    }
     let home = Home::of(&object, fetched.backend.as_ref().filter(|_| spec.backend_ref.is_some()));
     let contents = references::check(proxy, fetched)?;
 
@@ -232,7 +289,22 @@ pub fn check(proxy: &EtcdProxy, fetched: &Fetched, settings: &Settings) -> Resul
         }
     };
     let paused = spec.paused == Some(true);
-    Ok(Plan { object, home, mode: spec.mode, prefix: access.prefix, workload, sidecar, managed, endpoints, paused })
+    let expiring = contents.expiring;
+    let (prefix, claim) = (access.prefix, access.claim);
+    Ok(Plan {
+        object,
+        home,
+        mode: spec.mode,
+        prefix,
+        workload,
+        sidecar,
+        managed,
+        endpoints,
+        paused,
+        claim,
+        expiring,
+        client_certificate,
+    })
 }
 
 /// The proxy in an application's pod. On a backend it is the tenant's client of the proxies that hold the credential,

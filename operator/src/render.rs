@@ -39,6 +39,11 @@ pub fn render(plan: &Plan, cluster: &Cluster) -> Vec<Value> {
     objects
 }
 
+/// The Job that deletes an object's keys, if they are its own.
+pub fn purge(plan: &Plan) -> Option<Value> {
+    pods::purge(plan)
+}
+
 /// What injection puts into pods, if the plan has a sidecar.
 pub fn sidecar(plan: &Plan) -> Option<SidecarStatus> {
     let sidecar = plan.sidecar.as_ref()?;
@@ -106,8 +111,10 @@ pub fn possible(object: &Object, home: &Home) -> Vec<Identity> {
         name: name.to_owned(),
     };
     all.push(own("Secret", &object.binding()));
-    if home.namespace != object.namespace {
+    if home.backend.is_some() || home.namespace != object.namespace {
         all.push(own("Service", &object.name));
+        all.push(own("ConfigMap", &object.binding()));
+        all.push(at_home("batch/v1", "Job", base));
     }
     all
 }
@@ -131,6 +138,14 @@ pub fn selector(object: &Object) -> Value {
         HOME_LABEL_NAMESPACE: object.namespace,
         HOME_LABEL_NAME: object.name,
     })
+}
+
+/// The same as a label selector is written.
+pub fn selector_text(object: &Object) -> String {
+    let labels = selector(object);
+    let pairs = labels.as_object().into_iter().flatten();
+    let pairs = pairs.filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?)));
+    pairs.collect::<Vec<_>>().join(",")
 }
 
 /// The metadata of a child beside the pods.

@@ -8,6 +8,7 @@ use etcd_proxy_operator::api::{EtcdBackend, EtcdProxy};
 use etcd_proxy_operator::plan::{self, Fetched, Found, Plan, Settings};
 use etcd_proxy_operator::render::{self, Cluster, Identity};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Container, Service, ServiceAccount, Volume};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -47,13 +48,8 @@ fn plan(spec: &str) -> Plan {
     .expect("the backend is written right");
     let backend = proxy.spec.backend_ref.is_some().then_some(backend);
     let objects = plan::references(&proxy, backend.as_ref()).into_iter().map(|key| (key, secret())).collect();
-    let settings = Settings {
-        image: "ours:1".to_owned(),
-        cluster_domain: "cluster.local".to_owned(),
-        inline_upstream: true,
-        pod_monitors: false,
-    };
-    let fetched = Fetched { backend, objects, ..Fetched::default() };
+    let settings = Settings { cluster_uid: "cluster-uid".to_owned(), ..Settings::with_image("ours:1") };
+    let fetched = Fetched { backend, objects, namespace_uid: "namespace-uid".to_owned(), ..Fetched::default() };
     plan::check(&proxy, &fetched, &settings).unwrap_or_else(|refusal| panic!("{spec}: {refusal:?}"))
 }
 
@@ -168,6 +164,34 @@ fn a_backend_decides_what_a_tenant_must_not() {
         let expected = if object["metadata"]["namespace"] == "team" { "EtcdProxy" } else { "EtcdBackend" };
         assert_eq!(owner, expected, "an owner stands in the same namespace or in none: {object:#}");
     }
+}
+
+/// Both are read by the proxy's program, so the words and flags must be those that it knows.
+#[test]
+fn keys_of_a_namespace_are_claimed_first_and_purged_by_a_job_if_asked() {
+    let one = plan("{mode: Deployment, backendRef: {name: shared}}");
+    let claim = pod(&one)["initContainers"][0].clone();
+    read_back::<Container>(&claim);
+    let arguments: Vec<&str> = claim["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for wanted in
+        ["--claim-key=/t/.claims/team", "--claim-value=cluster-uid/namespace-uid", "--endpoints=https://etcd:2379"]
+    {
+        assert!(arguments.contains(&wanted), "{arguments:?}");
+    }
+    etcd_proxy::keyspace::check(arguments.iter().skip(1).map(Into::into)).expect("the proxy knows these flags");
+
+    let job = render::purge(&one).expect("its keys are its own");
+    read_back::<Job>(&job);
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    let arguments: Vec<&str> = container["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(arguments.contains(&"--prefix=/t/team/x/") && arguments.contains(&"--claimed-prefix=/t/team/"));
+    etcd_proxy::keyspace::check(arguments.iter().skip(1).map(Into::into)).expect("the proxy knows these flags");
+    assert!(render::possible(&one.object, &one.home).contains(&Identity::of(&job)), "it is cleaned up");
+
+    let granted = plan("{backendRef: {name: shared, grant: old}}");
+    assert!(pod(&granted)["initContainers"].is_null(), "keys of a grant belong to several");
+    assert!(render::purge(&granted).is_none(), "and always stay");
+    assert!(render::purge(&plan(&format!("{{{OWN}, keyPrefix: a/}}"))).is_none(), "an etcd of one's own is not purged");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A gRPC proxy for etcd, as a map: `app` starts what `config` makes of `flags`; a connection comes in at `server`,
 //! its requests go by `router` to `services` (those in JSON by way of `json`) or to `admin`, and from there through
 //! `upstream` to etcd. `rules` knows what etcd's world is and never waits for anything. `gateway` and
-//! `http_proxy` are front doors of their own; `check` and `top` look and serve nobody.
+//! `http_proxy` are front doors of their own; `check`, `top` and `keyspace` are commands beside the proxy.
 
 pub mod admin;
 pub mod admission;
@@ -18,6 +18,7 @@ pub mod gateway;
 pub mod go;
 pub mod http_proxy;
 pub mod json;
+pub mod keyspace;
 pub mod logging;
 pub mod metrics;
 pub mod notify;

@@ -1,6 +1,13 @@
 //! The command line: read it, start what it says, and end with the exit code that etcd's users know.
 
-use std::{fmt::Display, io::Write, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    io::Write,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use etcd_proxy::{
     app, check,
@@ -9,7 +16,7 @@ use etcd_proxy::{
         self, Flags, Invocation, LogFormat, Refusal,
         tools::{CheckFlags, TopFlags},
     },
-    gateway, http_proxy, logging,
+    gateway, http_proxy, keyspace, logging,
     notify::Notifier,
     top,
 };
@@ -20,6 +27,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    match words.next() {
+        Some(word) if word == keyspace::WORD => return keyspace::run(words),
+        Some(word) if word == INJECT => return inject(words),
+        _ => (),
+    }
     match flags::parse(std::env::args_os().skip(1), &flags::process_env()) {
         Ok(Invocation::Print(text)) => {
             // A reader that has gone, as `head` does, is no failure.
@@ -87,6 +100,19 @@ fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
         complain(format_args!("failed to start: {error}"));
         failure()
     })
+}
+
+/// Puts sidecars into pods, which the operator's program does: it knows Kubernetes, and this one need not.
+const INJECT: &str = "inject";
+
+/// Becomes the operator's program, which stands beside this one or on the PATH.
+fn inject(words: impl Iterator<Item = OsString>) -> ExitCode {
+    const PROGRAM: &str = "etcd-proxy-operator";
+    let beside = std::env::current_exe().ok().map(|path| path.with_file_name(PROGRAM)).filter(|path| path.is_file());
+    let mut command = Command::new(beside.unwrap_or_else(|| PROGRAM.into()));
+    let error = command.arg(INJECT).args(words).exec();
+    complain(format_args!("etcd-proxy inject needs {PROGRAM} beside etcd-proxy or on the PATH: {error}"));
+    failure()
 }
 
 /// How long the last log lines may take to be written.

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The rooms of the proxy, top floor first. A new room takes its place here before anyone can import it.
-const FLOORS: [&str; 29] = [
+const FLOORS: [&str; 30] = [
     "main",
     "check",
     "top",
@@ -14,6 +14,7 @@ const FLOORS: [&str; 29] = [
     "app",
     "gateway",
     "http_proxy",
+    "keyspace",
     "doors",
     "pages",
     "server",

@@ -1,30 +1,36 @@
-//! A real control plane on free ports of 127.0.0.1, kubectl as its client, and a stand-in for kubelets.
+//! A real control plane on free ports of 127.0.0.1, and kubectl as its client. What is looked at often goes through one
+//! `kubectl proxy`, since a kubectl costs a tenth of a second of CPU.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use etcd_proxy_e2e::{Etcd, Process, ports, programs};
+use etcd_proxy_e2e::{Etcd, Process, http, ports, programs};
 use serde_json::{Value, json};
 
 /// How long anything may take on a loaded machine of two cores.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// How often the state of the cluster is looked at; kubectl costs a tenth of a second of CPU.
-const POLL: Duration = Duration::from_millis(300);
+pub const PATIENCE: Duration = Duration::from_secs(90);
+/// How often the state of the cluster is looked at.
+pub const POLL: Duration = Duration::from_millis(200);
 
 const ADMIN: &str = "admin-token";
+
+/// Every request of the operator, and of nobody else, is written down: what it costs, and that it keeps to itself.
+const AUDIT: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+  {"level": "Metadata", "users": ["system:serviceaccount:etcd-proxy-system:etcd-proxy-operator"]},
+  {"level": "None"}]}"#;
 
 pub struct ControlPlane {
     folder: tempfile::TempDir,
     bin: PathBuf,
     server: String,
+    /// `kubectl proxy`, which speaks plain HTTP as administrator.
+    door: String,
     // Dropped in this order: clients before what they talk to.
+    _door: Process,
     _controllers: Process,
     _scheduler: Process,
-    _server: Process,
+    pub api_server: Process,
     _etcd: Etcd,
 }
 
@@ -60,7 +66,9 @@ impl ControlPlane {
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={public}"),
             format!("--service-account-signing-key-file={private}"),
-            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+            "--service-cluster-ip-range=10.0.0.0/16".to_owned(),
+            format!("--audit-policy-file={}", file("audit.yaml", AUDIT)),
+            format!("--audit-log-path={}", folder.path().join("audit.log").display()),
             // Nodes have no kubelet to say that they are ready.
             "--disable-admission-plugins=TaintNodesByCondition".to_owned(),
         ]);
@@ -68,6 +76,8 @@ impl ControlPlane {
         let client = |name: &str, extra: &[&str]| {
             let mut command = Command::new(bin.join(name));
             command.args([&format!("--kubeconfig={admin}"), "--leader-elect=false", "--secure-port=0"]).args(extra);
+            // The usual limits are for clusters with other clients; hundreds of pods would wait a minute for them.
+            command.args(["--kube-api-qps=500", "--kube-api-burst=1000"]);
             Process::spawn(name, &mut command, b"")
         };
         let ready = || {
@@ -85,13 +95,21 @@ impl ControlPlane {
         // Without kubelets nobody renews what says that a node lives.
         let controllers = client("kube-controller-manager", &[&signing, "--controllers=*,-node-lifecycle-controller"]);
         let scheduler = client("kube-scheduler", &[]);
+        let door = ports::free_address();
+        let mut command = Command::new(bin.join("kubectl"));
+        let port = door.rsplit(':').next().expect("an address has a port");
+        command.args([&format!("--kubeconfig={admin}"), "proxy", &format!("--port={port}")]);
+        let proxy = Process::spawn("kubectl proxy", &mut command, b"");
+        proxy.expect_stdout("Starting to serve");
         ControlPlane {
             folder,
             bin,
             server,
+            door,
+            _door: proxy,
             _controllers: controllers,
             _scheduler: scheduler,
-            _server: process,
+            api_server: process,
             _etcd: etcd,
         }
     }
@@ -109,40 +127,37 @@ impl ControlPlane {
         std::fs::write(&path, kubeconfig(&self.server, token.trim())).expect("the file can be written");
     }
 
-    /// One operator under that account.
-    pub fn start_operator(&self, name: &str) -> Process {
+    /// One operator under that account, with times of the lease that a test has the patience for.
+    pub fn start_operator(&self, name: &str, image: &str) -> Process {
         let mut command = Command::new(operator_program());
         command.env("KUBECONFIG", self.folder.path().join("operator.kubeconfig"));
-        command.args(["run", "--image=example/etcd-proxy:1", "--listen=127.0.0.1:0", "--name", name]);
+        command.args(["run", "--listen=127.0.0.1:0", "--name", name, "--image", image]);
+        command.args(["--lease-seconds=9", "--lease-renew-seconds=6", "--lease-retry-seconds=1"]);
         let process = Process::spawn(name, &mut command, b"");
         process.expect_stderr("found the API server");
         process
     }
 
-    /// So many nodes, whose pods become ready and go as a kubelet would let them, while the value lives.
-    pub fn nodes(&self, count: usize) -> Kubelets {
-        for index in 0..count {
-            let node = json!({
-                "apiVersion": "v1", "kind": "Node",
-                "metadata": {"name": format!("node-{index}"), "labels": {"kubernetes.io/hostname": format!("node-{index}")}},
-                "status": {
-                    "capacity": {"cpu": "8", "memory": "16Gi", "pods": "110"},
-                    "allocatable": {"cpu": "8", "memory": "16Gi", "pods": "110"},
-                    "conditions": [{"type": "Ready", "status": "True", "reason": "Ready", "message": ""}],
-                },
-            });
-            let path = self.write(&node.to_string());
-            self.kubectl(&["create", "-f", &path]);
+    /// The address of the API server's plain door.
+    pub fn door(&self) -> &str {
+        &self.door
+    }
+
+    /// One request as administrator; the answer is an error if its status is.
+    pub fn request(&self, method: &str, path: &str, content_type: &str, body: &str) -> Result<Value, String> {
+        let answer = http::send(method, &self.door, path, content_type, body)
+            .map_err(|error| format!("{method} {path}: {error}"))?;
+        if answer.status >= 300 {
+            return Err(format!("{method} {path}: {} {}", answer.status, answer.body));
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let (kubectl, config, stopped) = (self.bin.join("kubectl"), self.admin(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                act_as_kubelets(&kubectl, &config);
-                std::thread::sleep(POLL);
-            }
-        });
-        Kubelets { stop, thread: Some(thread) }
+        serde_json::from_str(&answer.body).map_err(|error| format!("{method} {path}: {error}"))
+    }
+
+    /// The operator's requests so far, as the API server wrote them down.
+    pub fn audit(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.folder.path().join("audit.log")).expect("the API server writes it");
+        // The last line may still be in the making.
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     fn admin(&self) -> String {
@@ -183,8 +198,20 @@ impl ControlPlane {
 
     /// One object; null if it is not there.
     pub fn get(&self, namespace: &str, object: &str) -> Value {
-        let text = self.kubectl(&["get", "-n", namespace, object, "-o", "json", "--ignore-not-found"]);
-        if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).expect("kubectl prints JSON") }
+        let Some(path) = known_path(namespace, object) else {
+            let text = self.kubectl(&["get", "-n", namespace, object, "-o", "json", "--ignore-not-found"]);
+            return if text.trim().is_empty() {
+                Value::Null
+            } else {
+                serde_json::from_str(&text).expect("kubectl prints JSON")
+            };
+        };
+        let answer = http::get(&self.door, &path).unwrap_or_else(|error| panic!("GET {path}: {error}"));
+        match answer.status {
+            200 => serde_json::from_str(&answer.body).expect("the API server answers in JSON"),
+            404 => Value::Null,
+            other => panic!("GET {path}: {other} {}", answer.body),
+        }
     }
 
     /// Waits until the object is as wanted, and answers with it.
@@ -198,6 +225,14 @@ impl ControlPlane {
             assert!(Instant::now() < deadline, "{namespace} {object}: {what} did not come true: {found:#}");
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Waits until the object has an event with this reason, and answers with its note.
+    pub fn until_event(&self, namespace: &str, name: &str, reason: &str) -> String {
+        let about = |event: &&Value| event["regarding"]["name"] == name && event["reason"] == reason;
+        let find = |all: &Value| all["items"].as_array().and_then(|items| items.iter().find(about).cloned());
+        let all = self.until(namespace, "event", &format!("event {reason} of {name}"), |all| find(all).is_some());
+        find(&all).map(|event| event["note"].as_str().unwrap_or_default().to_owned()).unwrap_or_default()
     }
 
     pub fn until_gone(&self, namespace: &str, object: &str) {
@@ -216,39 +251,39 @@ impl ControlPlane {
     }
 }
 
-/// Reports pods as ready while it lives.
-pub struct Kubelets {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+/// Where the API server has an object that kubectl would call `kind/name`, or all of a `kind`.
+pub fn path(namespace: &str, object: &str) -> String {
+    known_path(namespace, object).unwrap_or_else(|| panic!("where {object} stands is not known here"))
 }
 
-impl Drop for Kubelets {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A stand-in that panicked has made the test fail by what it did not report.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// One round of what the kubelets of all nodes would do.
-fn act_as_kubelets(kubectl: &Path, config: &str) {
-    let run = |arguments: &[&str]| Command::new(kubectl).arg(config).args(arguments).output().ok();
-    let Some(pods) = run(&["get", "pods", "-A", "-o", "json"]) else { return };
-    let Ok(pods) = serde_json::from_slice::<Value>(&pods.stdout) else { return };
-    for pod in pods["items"].as_array().into_iter().flatten().filter(|pod| pod["spec"]["nodeName"].is_string()) {
-        let (namespace, name) = (&pod["metadata"]["namespace"], &pod["metadata"]["name"]);
-        let (Some(namespace), Some(name)) = (namespace.as_str(), name.as_str()) else { continue };
-        if pod["metadata"]["deletionTimestamp"].is_string() {
-            run(&["delete", "pod", "-n", namespace, name, "--force", "--grace-period=0", "--wait=false"]);
-        } else if pod["status"]["phase"] != "Running" {
-            let ready = json!({"status": {"phase": "Running", "conditions": [
-                {"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"},
-            ]}});
-            run(&["patch", "pod", "-n", namespace, name, "--subresource=status", "-p", &ready.to_string()]);
-        }
-    }
+/// The same; nothing for kinds that only kubectl knows.
+fn known_path(namespace: &str, object: &str) -> Option<String> {
+    let (kind, name) =
+        object.split_once('/').map_or((object, String::new()), |(kind, name)| (kind, format!("/{name}")));
+    let (group, plural) = match kind {
+        "service" => ("api/v1", "services"),
+        "secret" => ("api/v1", "secrets"),
+        "configmap" => ("api/v1", "configmaps"),
+        "serviceaccount" => ("api/v1", "serviceaccounts"),
+        "namespace" => ("api/v1", "namespaces"),
+        "pod" => ("api/v1", "pods"),
+        "node" => ("api/v1", "nodes"),
+        "deployment" => ("apis/apps/v1", "deployments"),
+        "daemonset" => ("apis/apps/v1", "daemonsets"),
+        "job" => ("apis/batch/v1", "jobs"),
+        "event" => ("apis/events.k8s.io/v1", "events"),
+        "networkpolicy" => ("apis/networking.k8s.io/v1", "networkpolicies"),
+        "pdb" => ("apis/policy/v1", "poddisruptionbudgets"),
+        "lease" => ("apis/coordination.k8s.io/v1", "leases"),
+        "etcdproxy" => ("apis/etcdproxy.dev/v1alpha1", "etcdproxies"),
+        "etcdbackend" => ("apis/etcdproxy.dev/v1alpha1", "etcdbackends"),
+        _ => return None,
+    };
+    Some(if namespace.is_empty() {
+        format!("/{group}/{plural}{name}")
+    } else {
+        format!("/{group}/namespaces/{namespace}/{plural}{name}")
+    })
 }
 
 fn kubeconfig(server: &str, token: &str) -> String {

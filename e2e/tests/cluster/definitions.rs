@@ -85,6 +85,11 @@ fn backends() -> Vec<(String, &'static str)> {
         (with(&format!("grants: [{}]", grant("a", "/a"))), "prefix must end with '/'"),
         (with(&format!("grants: [{}, {}]", grant("a", "/a/"), grant("a", "/b/"))), "Duplicate value"),
         (with("limits: {modes: []}"), "spec.limits.modes"),
+        ("{endpoints: ['http://a:1'], namespace: b, keyspace: {root: /t/, reclaimPolicy: Delete}}".to_owned(), ""),
+        (
+            "{endpoints: ['http://a:1'], namespace: b, keyspace: {root: /t/, reclaimPolicy: Burn}}".to_owned(),
+            "spec.keyspace.reclaimPolicy: Unsupported value",
+        ),
         (with("tls: {}"), "tls needs https:// endpoints"),
         ("{endpoints: ['http://a:1'], namespace: b, keyspace: {root: /t}}".to_owned(), "root must end with '/'"),
         ("{endpoints: ['http://a:1'], namespace: b, keyspace: {root: //t/}}".to_owned(), "root must not contain '//'"),

@@ -51,6 +51,22 @@ pub fn a_deployment_becomes_ready_scales_and_is_put_right(cluster: &ControlPlane
     assert!(events.contains("CertificateIssued") && events.contains("Ready"), "{events}");
 }
 
+pub fn a_paused_object_is_left_as_it_is(cluster: &ControlPlane) {
+    let patch = |patch: &str| cluster.kubectl(&["patch", "-n", "own", "etcdproxy/x", "--type=merge", "-p", patch]);
+    patch(r#"{"spec":{"paused":true,"drainSeconds":7}}"#);
+    let paused = |proxy: &Value| {
+        condition(proxy, "Programmed")["reason"] == "Paused"
+            && proxy["status"]["observedGeneration"] == proxy["metadata"]["generation"]
+    };
+    let proxy = cluster.until("own", "etcdproxy/x", "that it is paused is told", paused);
+    assert_eq!(proxy["status"]["availableReplicas"], 3, "the status is kept current");
+    let grace = |deployment: &Value| deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].clone();
+    assert_eq!(grace(&cluster.get("own", "deployment/x")), 30, "what runs is left as it is");
+    patch(r#"{"spec":{"paused":null}}"#);
+    cluster.until("own", "deployment/x", "the change comes with the end of the pause", |live| grace(live) == 12);
+    cluster.wait_ready("own", "x");
+}
+
 pub fn a_daemonset_takes_the_place_of_a_deployment(cluster: &ControlPlane) {
     cluster.kubectl(&[
         "patch",

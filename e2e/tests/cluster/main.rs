@@ -5,10 +5,18 @@
 
 mod control_plane;
 mod definitions;
+mod injection;
+mod kubelets;
 mod lifecycle;
+mod outage;
+mod scale;
 mod tenants;
 
 use control_plane::ControlPlane;
+use kubelets::Kubelets;
+
+/// Nodes at first; the test of many objects adds more.
+const NODES: usize = 2;
 
 #[test]
 fn the_operator_serves_all_modes_on_a_real_control_plane() {
@@ -18,29 +26,31 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     definitions::the_server_accepts_good_objects_and_refuses_bad_ones_by_field(&cluster);
 
     cluster.prepare_operator();
-    let mut operator = cluster.start_operator("first");
-    operator.expect_stderr("this process leads");
-    let mut standby = cluster.start_operator("second");
-    let nodes = cluster.nodes(2);
+    let first = cluster.start_operator("first", "example/etcd-proxy:1");
+    first.expect_stderr("this process leads");
+    let second = cluster.start_operator("second", "example/etcd-proxy:1");
+    kubelets::add_nodes(&cluster, 0..NODES);
+    let kubelets = Kubelets::start(&cluster);
     lifecycle::a_deployment_becomes_ready_scales_and_is_put_right(&cluster);
+    lifecycle::a_paused_object_is_left_as_it_is(&cluster);
     lifecycle::a_daemonset_takes_the_place_of_a_deployment(&cluster);
     lifecycle::a_missing_secret_is_named_and_its_arrival_helps(&cluster);
     lifecycle::what_belongs_to_someone_else_is_never_touched(&cluster);
     lifecycle::a_sidecar_is_offered_that_the_server_takes(&cluster);
+    injection::pods_that_ask_get_their_proxy_or_are_refused(&cluster);
+    injection::a_backend_can_ask_for_the_verb_use(&cluster);
     tenants::a_tenant_gets_proxies_but_never_the_credential(&cluster);
+    tenants::keys_that_are_anothers_are_not_served(&cluster);
+    tenants::keys_are_purged_if_the_backend_says_so(&cluster);
+    tenants::of_overlapping_grants_one_wins(&cluster);
     tenants::a_namespace_that_may_not_is_told_so(&cluster);
     tenants::namespaces_go_although_the_backend_is_going(&cluster);
+    outage::some_proxies_that_will_be_upgraded(&cluster);
+    let third = outage::the_work_goes_on(&cluster, first, second);
     lifecycle::deleting_an_object_deletes_its_children(&cluster);
     lifecycle::the_account_can_do_no_more_than_it_must(&cluster);
-    drop(nodes);
-
-    let lease = cluster.get("etcd-proxy-system", "lease/etcd-proxy-operator");
-    assert_eq!(lease["spec"]["holderIdentity"], "first", "one works at a time");
-    operator.signal(libc::SIGTERM);
-    assert_eq!(operator.wait(), 0, "the operator ends well");
-    standby.expect_stderr("this process leads");
-    standby.signal(libc::SIGTERM);
-    assert_eq!(standby.wait(), 0, "the operator ends well");
-    let lease = cluster.get("etcd-proxy-system", "lease/etcd-proxy-operator");
-    assert!(lease["spec"]["holderIdentity"].is_null(), "the lease is given back: {lease}");
+    scale::two_hundred_objects_on_fifty_nodes(&cluster, &third, NODES);
+    outage::the_lease_is_given_back(&cluster, third);
+    scale::the_operator_kept_to_itself(&cluster);
+    drop(kubelets);
 }

@@ -68,7 +68,7 @@ pub struct EtcdBackendSpec {
     pub proxy: Option<ProxyPods>,
 }
 
-/// Where tenants' keys stand. They stay in etcd when an EtcdProxy is deleted.
+/// Where tenants' keys stand, and what becomes of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Keyspace {
@@ -79,6 +79,16 @@ pub struct Keyspace {
     #[x_kube(validation = Rule::new("!self.contains('//')").message("root must not contain '//'"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("root is immutable: create another EtcdBackend"))]
     pub root: String,
+    /// What becomes of the keys of an EtcdProxy that is deleted: Retain, the default, leaves them in etcd; Delete deletes
+    /// them once its proxies are gone. Keys of a grant always stay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reclaim_policy: Option<ReclaimPolicy>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ReclaimPolicy {
+    Retain,
+    Delete,
 }
 
 /// Namespaces by name or by label; one of the two suffices.

@@ -9,7 +9,9 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use super::conditions::{self, Status};
 use super::fetch::{api_error, contents};
+use super::rollouts::Rollouts;
 use super::{Context, Error, children};
 use crate::api::{EtcdProxy, GROUP};
 use crate::certs::{self, Data, Issued, Stored};
@@ -29,6 +31,25 @@ pub struct Applied {
     pub issued: Option<Issued>,
     /// Children that were deleted because they are no longer wanted.
     pub pruned: Vec<Identity>,
+    /// The workload has an older pod template, and waits for its turn to get the newer one.
+    pub queued: bool,
+}
+
+/// What stands between a new pod template and a workload whose pods serve.
+pub struct Gate<'a> {
+    rollouts: &'a Rollouts,
+    plan: &'a Plan,
+    /// The user changed the object, and is not kept waiting for others.
+    changed: bool,
+}
+
+impl Gate<'_> {
+    fn admits(&self, live: &Value, wanted: &Value) -> bool {
+        let same = children::covers(&live["spec"]["template"], &wanted["spec"]["template"]);
+        // Whoever does not serve has nothing to lose, and must not hold up those that do.
+        let serves = conditions::workload(Some(live)).status == Status::True;
+        self.changed || same || !serves || self.rollouts.may_begin(self.plan)
+    }
 }
 
 /// Certificates first, since pods wait for their Secrets; the workload last.
@@ -42,6 +63,8 @@ pub async fn apply(plan: &Plan, proxy: &EtcdProxy, context: &Context) -> Result<
         }
         return Ok(applied);
     }
+    let observed = proxy.status.as_ref().and_then(|status| status.observed_generation);
+    let changed = observed != proxy.metadata.generation;
     let mut wanted = BTreeSet::new();
     let mut secrets = Vec::new();
     if let Some(managed) = &plan.managed {
@@ -52,15 +75,21 @@ pub async fn apply(plan: &Plan, proxy: &EtcdProxy, context: &Context) -> Result<
     secrets.push(binding(plan, applied.issued.as_ref()));
     for object in secrets.into_iter().chain(rendered) {
         let identity = Identity::of(&object);
-        let live = put(object, &identity, &plan.object, context).await?;
         if is_workload(&identity) {
-            applied.workload = Some(live);
+            let gate = Gate { rollouts: &context.rollouts, plan, changed };
+            let put = put(object, &identity, &plan.object, context, Some(&gate)).await?;
+            applied.queued = put.is_none();
+            applied.workload = match put {
+                Some(live) => Some(live),
+                None => get(&identity, context).await?,
+            };
+        } else {
+            put(object, &identity, &plan.object, context, None).await?;
         }
         wanted.insert(identity);
     }
     // Looked for when the object changed, and else left to what the labels' watches bring.
-    let observed = proxy.status.as_ref().and_then(|status| status.observed_generation);
-    if observed != proxy.metadata.generation || context.is_first_look(&plan.object.uid) {
+    if changed || context.is_first_look(&plan.object.uid) {
         let unwanted = render::possible(&plan.object, &plan.home).into_iter().filter(|one| !wanted.contains(one));
         applied.pruned = prune(unwanted.collect(), &plan.object, context).await?;
     }
@@ -71,14 +100,20 @@ fn is_workload(identity: &Identity) -> bool {
     identity.api_version == "apps/v1"
 }
 
-async fn get(identity: &Identity, context: &Context) -> Result<Option<Value>, Error> {
+pub async fn get(identity: &Identity, context: &Context) -> Result<Option<Value>, Error> {
     let found = children::api(&context.client, identity).get_opt(&identity.name).await;
     let found = found.map_err(|source| api_error("read", &name(identity), source))?;
     Ok(found.map(|found| serde_json::to_value(found).expect("what came as JSON goes as JSON")))
 }
 
-/// Applies one child unless it stands there already, and answers with what stands there.
-async fn put(mut object: Value, identity: &Identity, parent: &Object, context: &Context) -> Result<Value, Error> {
+/// Applies one child unless it stands there already, and answers with what stands there; with nothing if the gate is shut.
+pub async fn put(
+    mut object: Value,
+    identity: &Identity,
+    parent: &Object,
+    context: &Context,
+    gate: Option<&Gate<'_>>,
+) -> Result<Option<Value>, Error> {
     let hash = short_hash(&object.to_string());
     object["metadata"]["annotations"][RENDERED] = json!(hash);
     let live = get(identity, context).await?;
@@ -87,7 +122,10 @@ async fn put(mut object: Value, identity: &Identity, parent: &Object, context: &
             return Err(Error::NameConflict { what: name(identity) });
         }
         if children::covers(live, &object) {
-            return Ok(live.clone());
+            return Ok(Some(live.clone()));
+        }
+        if gate.is_some_and(|gate| !gate.admits(live, &object)) {
+            return Ok(None);
         }
     }
     let api = children::api(&context.client, identity);
@@ -104,7 +142,28 @@ async fn put(mut object: Value, identity: &Identity, parent: &Object, context: &
     }
     let live = patched.map_err(|source| api_error("apply", &name(identity), source))?;
     tracing::info!(child = name(identity), "applied");
-    Ok(serde_json::to_value(live).expect("what came as JSON goes as JSON"))
+    Ok(Some(serde_json::to_value(live).expect("what came as JSON goes as JSON")))
+}
+
+/// Deletes the workload among these in such a way that it stays until its pods have ended; whether it is still there.
+pub async fn end_workload(children: &[Identity], parent: &Object, context: &Context) -> Result<bool, Error> {
+    let mut there = false;
+    for identity in children.iter().filter(|one| is_workload(one)) {
+        let Some(live) = get(identity, context).await? else { continue };
+        if !children::belongs_to(&live, &parent.uid) {
+            continue;
+        }
+        there = true;
+        if live["metadata"]["deletionTimestamp"].is_null() {
+            let deleted =
+                children::api(&context.client, identity).delete(&identity.name, &DeleteParams::foreground()).await;
+            match deleted {
+                Err(kube::Error::Api(status)) if status.is_not_found() => (),
+                other => other.map(|_| ()).map_err(|source| api_error("delete", &name(identity), source))?,
+            }
+        }
+    }
+    Ok(there)
 }
 
 /// Deletes those of the children that are there and ours.
@@ -141,7 +200,11 @@ async fn issue(plan: &Plan, managed: &Managed, context: &Context) -> Result<Issu
     let stored = Stored {
         ca: read_own(&home.namespace, &home.ca_secret(), object, context).await?,
         serving: read_own(&home.namespace, &home.serving_secret(), object, context).await?,
-        client: read_own(&object.namespace, &object.binding(), object, context).await?,
+        client: if plan.client_certificate {
+            read_own(&object.namespace, &object.binding(), object, context).await?
+        } else {
+            Data::new()
+        },
     };
     Ok(certs::keep(object, managed, &stored, OffsetDateTime::now_utc())?)
 }
@@ -173,6 +236,15 @@ fn certificate_secrets(plan: &Plan, stored: &Stored) -> [Value; 2] {
 /// The Secret for applications, in the shape that servicebinding.io describes.
 fn binding(plan: &Plan, issued: Option<&Issued>) -> Value {
     let mut data = issued.map(|issued| issued.stored.client.clone()).unwrap_or_default();
+    if !plan.client_certificate {
+        // What is public may go where Secrets may not.
+        let ca = data.remove("ca.crt").unwrap_or_default();
+        return json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": render::own_metadata(plan, &plan.object.binding()),
+            "data": {"endpoints": plan.endpoints.join(","), "ca.crt": String::from_utf8_lossy(&ca)},
+        });
+    }
     data.insert("type".to_owned(), b"etcd".to_vec());
     data.insert("provider".to_owned(), MANAGER.as_bytes().to_vec());
     data.insert("endpoints".to_owned(), plan.endpoints.join(",").into_bytes());

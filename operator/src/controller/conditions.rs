@@ -10,6 +10,8 @@ pub const ACCEPTED: &str = "Accepted";
 pub const RESOLVED: &str = "ResolvedRefs";
 pub const PROGRAMMED: &str = "Programmed";
 pub const READY: &str = "Ready";
+/// A certificate that somebody must renew; there only while it is so.
+pub const EXPIRING: &str = "CertificateExpiring";
 const RECONCILING: &str = "Reconciling";
 const STALLED: &str = "Stalled";
 
@@ -58,7 +60,7 @@ pub fn summarize(mut said: Vec<Said>, workload: Option<Said>, stalled: bool) -> 
     };
     if stalled {
         said.push(Said { kind: STALLED, status: Status::True, ..ready.clone() });
-    } else if ready.status != Status::True {
+    } else if ready.status != Status::True || said.iter().any(|one| one.reason == "RolloutQueued") {
         said.push(Said { kind: RECONCILING, status: Status::True, ..ready.clone() });
     }
     said.push(ready);
@@ -90,7 +92,8 @@ pub fn turned<'a>(before: &[Condition], after: &'a [Condition]) -> Vec<&'a Condi
             .iter()
             .any(|old| old.kind == condition.kind && old.status == condition.status && old.reason == condition.reason);
         let tells = match condition.kind.as_str() {
-            READY => condition.status == "True",
+            READY => condition.status == "True" || TELLING.contains(&condition.reason.as_str()),
+            EXPIRING => true,
             ACCEPTED | RESOLVED | PROGRAMMED => condition.status == "False",
             _ => false,
         };
@@ -99,6 +102,23 @@ pub fn turned<'a>(before: &[Condition], after: &'a [Condition]) -> Vec<&'a Condi
         }
     }
     turned
+}
+
+/// Reasons for which pods are not ready and somebody must do something.
+const TELLING: [&str; 3] = ["ForeignClaim", "UpstreamUnavailable", "QuotaExceeded"];
+
+/// Whether a condition has been false for longer than this.
+pub fn lasts(
+    conditions: &[Condition],
+    kind: &str,
+    longer: std::time::Duration,
+    now: k8s_openapi::jiff::Timestamp,
+) -> bool {
+    let found = conditions.iter().find(|one| one.kind == kind && one.status == "False");
+    found.is_some_and(|one| {
+        let seconds = now.as_second() - one.last_transition_time.0.as_second();
+        u64::try_from(seconds).is_ok_and(|seconds| seconds >= longer.as_secs())
+    })
 }
 
 /// What a workload's status comes to.
@@ -110,6 +130,18 @@ pub fn workload(live: Option<&Value>) -> Said {
     let number = |key: &str| status[key].as_i64().unwrap_or(0);
     let counts = Counts::of(live);
     let Counts { desired, updated, available, .. } = counts;
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    let refused = conditions.filter(|one| one["type"] == "ReplicaFailure" && one["status"] == "True").last();
+    if let Some(why) = refused.and_then(|one| one["message"].as_str()) {
+        let reason = if why.contains("exceeded quota") {
+            "QuotaExceeded"
+        } else if why.contains("violates PodSecurity") {
+            "PodSecurityViolation"
+        } else {
+            "MinimumReplicasUnavailable"
+        };
+        return said(READY, Status::False, reason, format!("pods cannot be created: {why}"));
+    }
     if number("observedGeneration") < live["metadata"]["generation"].as_i64().unwrap_or(0) {
         return said(
             READY,

@@ -11,16 +11,22 @@ use crate::api::{EtcdBackend, EtcdProxy, RefKind};
 use crate::plan::{Fetched, Found, ObjectKey, references};
 
 pub async fn fetch(proxy: &EtcdProxy, context: &Context) -> Result<Fetched, Error> {
+    if !context.settings.backends && proxy.spec.backend_ref.is_some() {
+        return Ok(Fetched { now: OffsetDateTime::now_utc().unix_timestamp(), ..Fetched::default() });
+    }
     let backend = backend(proxy, context).await?;
-    let mut namespace_labels = BTreeMap::new();
+    let (mut namespace_labels, mut namespace_uid) = (BTreeMap::new(), String::new());
     if proxy.spec.backend_ref.is_some() {
         let name = proxy.namespace().unwrap_or_default();
         let found = Api::<Namespace>::all(context.client.clone()).get_opt(&name).await;
         let namespace = found.map_err(|source| api_error("read namespace", &name, source))?;
-        namespace_labels = namespace.map(|namespace| namespace.labels().clone()).unwrap_or_default();
+        if let Some(namespace) = namespace {
+            namespace_uid = namespace.uid().unwrap_or_default();
+            namespace_labels = namespace.labels().clone();
+        }
     }
     let objects = all(references(proxy, backend.as_ref()), context).await?;
-    Ok(Fetched { backend, namespace_labels, objects, now: OffsetDateTime::now_utc().unix_timestamp() })
+    Ok(Fetched { backend, namespace_labels, namespace_uid, objects, now: OffsetDateTime::now_utc().unix_timestamp() })
 }
 
 pub async fn backend(proxy: &EtcdProxy, context: &Context) -> Result<Option<EtcdBackend>, Error> {

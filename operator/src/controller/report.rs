@@ -1,5 +1,7 @@
 //! Tells in status, events and metrics what came of an object. Written only when it differs from what stands there.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -8,12 +10,16 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use super::apply::Applied;
-use super::conditions::{self, ACCEPTED, Counts, PROGRAMMED, READY, RESOLVED, Said, Status, said};
+use super::conditions::{self, ACCEPTED, Counts, EXPIRING, PROGRAMMED, READY, RESOLVED, Said, Status, said};
 use super::fetch::api_error;
+use super::pods::{self, Trouble};
 use super::{Context, Error};
 use crate::api::{Binding, Certificates, EtcdProxy, EtcdProxyStatus, GROUP, Workload};
-use crate::plan::{Object, Plan, Refusal, Stage};
+use crate::plan::{Expiring, Object, Plan, Refusal, Stage};
 use crate::render::{self, MANAGER};
+
+/// How long pods get to become ready before they are asked what keeps them; most need less.
+pub const TROUBLE_AFTER: Duration = Duration::from_secs(10);
 
 /// An object that cannot be deployed as it is.
 pub async fn refused(proxy: &EtcdProxy, context: &Context, refusal: &Refusal) -> Result<(), Error> {
@@ -24,6 +30,7 @@ pub async fn refused(proxy: &EtcdProxy, context: &Context, refusal: &Refusal) ->
     };
     let mut status = proxy.status.clone().unwrap_or_default();
     status.observed_generation = proxy.metadata.generation;
+    context.rollouts.ended(&Object::of(proxy));
     write(proxy, context, status, conditions::summarize(stages, None, true)).await
 }
 
@@ -51,15 +58,18 @@ pub async fn failed(proxy: &EtcdProxy, context: &Context, plan: &Plan, error: &E
     write(proxy, context, status, conditions::summarize(stages, None, reason == "NameConflict")).await
 }
 
-/// A plan that stands in the cluster.
-pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied: Applied) -> Result<(), Error> {
-    let Applied { workload, issued, pruned } = applied;
+/// A plan that stands in the cluster; whether everything is ready.
+pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied: Applied) -> Result<bool, Error> {
+    let Applied { workload, issued, pruned, queued } = applied;
     let programmed = if plan.paused {
         said(PROGRAMMED, Status::Unknown, "Paused", "spec.paused is true: what runs is left as it is")
+    } else if queued {
+        let message = "newer pods wait until those of other EtcdProxies are ready; the present ones serve";
+        said(PROGRAMMED, Status::Unknown, "RolloutQueued", message)
     } else {
         said(PROGRAMMED, Status::True, "Programmed", "everything that this generation needs was applied")
     };
-    let ready = match (&plan.workload, &plan.sidecar) {
+    let mut ready = match (&plan.workload, &plan.sidecar) {
         (Some(_), _) => conditions::workload(workload.as_ref()),
         (None, _) => said(
             READY,
@@ -68,6 +78,17 @@ pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied:
             format!("pods with the label {GROUP}/inject: {} get the proxy", plan.object.name),
         ),
     };
+    let before = proxy.status.clone().unwrap_or_default();
+    if ready.status == Status::False
+        && conditions::lasts(&before.conditions, READY, TROUBLE_AFTER, Timestamp::now())
+        && let Some(Trouble { reason, message }) = pods::trouble(plan, context).await
+    {
+        ready = Said { reason, message: format!("{}; {message}", ready.message), ..ready };
+    }
+    let is_ready = ready.status == Status::True;
+    if plan.paused || (is_ready && !queued) {
+        context.rollouts.ended(&plan.object);
+    }
     let certificates = issued.as_ref().map(|issued| Certificates {
         serving_not_after: time(issued.serving_not_after),
         client_not_after: time(issued.client_not_after),
@@ -91,18 +112,17 @@ pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied:
     }
     let counts = workload.as_ref().map(Counts::of);
     let count = |of: fn(Counts) -> i64| counts.map(|counts| i32::try_from(of(counts)).unwrap_or(i32::MAX));
-    let before = proxy.status.clone().unwrap_or_default();
     let status = EtcdProxyStatus {
         observed_generation: proxy.metadata.generation,
         key_prefix: Some(plan.prefix.clone()),
         endpoints: Some(plan.endpoints.clone()),
-        binding: Some(Binding { name: plan.object.binding() }),
+        binding: plan.client_certificate.then(|| Binding { name: plan.object.binding() }),
         workload: plan.workload.as_ref().map(|wanted| Workload {
             kind: if wanted.replicas.is_some() { "Deployment" } else { "DaemonSet" }.to_owned(),
             namespace: plan.home.namespace.clone(),
             name: plan.home.base.clone(),
         }),
-        selector: plan.workload.as_ref().map(|_| selector(&plan.object)),
+        selector: plan.workload.as_ref().map(|_| render::selector_text(&plan.object)),
         replicas: count(|counts| counts.desired),
         ready_replicas: count(|counts| counts.ready),
         available_replicas: count(|counts| counts.available),
@@ -117,8 +137,12 @@ pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied:
         sidecar: render::sidecar(plan),
         conditions: before.conditions,
     };
-    write(proxy, context, status, conditions::summarize(vec![accepted(), resolved(), programmed], Some(ready), false))
-        .await
+    let mut all = conditions::summarize(vec![accepted(), resolved(), programmed], Some(ready), false);
+    if let Some(Expiring { reason, message }) = &plan.expiring {
+        all.push(said(EXPIRING, Status::True, reason, message));
+    }
+    write(proxy, context, status, all).await?;
+    Ok(is_ready)
 }
 
 fn accepted() -> Said {
@@ -127,13 +151,6 @@ fn accepted() -> Said {
 
 fn resolved() -> Said {
     said(RESOLVED, Status::True, "ResolvedRefs", "everything that the spec names exists and can serve")
-}
-
-fn selector(object: &Object) -> String {
-    let labels = render::selector(object);
-    let pairs =
-        labels.as_object().into_iter().flatten().filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?)));
-    pairs.collect::<Vec<_>>().join(",")
 }
 
 fn time(seconds: i64) -> Option<Time> {
@@ -149,7 +166,8 @@ async fn write(
     let before = proxy.status.clone().unwrap_or_default();
     status.conditions = conditions::stamp(said, &before.conditions, proxy.metadata.generation, &Time(Timestamp::now()));
     for condition in conditions::turned(&before.conditions, &status.conditions) {
-        let kind = if condition.status == "True" { EventType::Normal } else { EventType::Warning };
+        let good = condition.kind == READY && condition.status == "True";
+        let kind = if good { EventType::Normal } else { EventType::Warning };
         event(proxy, context, kind, &condition.reason, condition.message.clone()).await;
     }
     let ready = status.conditions.iter().any(|condition| condition.kind == READY && condition.status == "True");
@@ -173,7 +191,7 @@ async fn write(
 }
 
 /// An event that cannot be written is no reason to stop.
-async fn event(proxy: &EtcdProxy, context: &Context, kind: EventType, reason: &str, note: String) {
+pub async fn event(proxy: &EtcdProxy, context: &Context, kind: EventType, reason: &str, note: String) {
     /// What the API server takes as a note.
     const MAX_NOTE: usize = 1000;
     let note = note.chars().take(MAX_NOTE).collect();

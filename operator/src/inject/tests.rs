@@ -6,7 +6,7 @@ const PROXY: &str = "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metad
                      upstream: {endpoints: ['https://a:1'], tls: {secretRef: {name: c}}}, tls: {source: Disabled}}}";
 
 fn settings() -> Settings {
-    Settings { image: "i:1".to_owned(), cluster_domain: "c".to_owned(), inline_upstream: true, pod_monitors: false }
+    Settings::with_image("i:1")
 }
 
 fn injected(text: &str) -> Result<Vec<Value>, String> {

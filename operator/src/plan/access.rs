@@ -1,7 +1,8 @@
 //! Whether an object may use the etcd that it names, and under which prefix.
 
-use super::{DEFAULT_MAX_REPLICAS, DEFAULT_REPLICAS, Fetched, Object, Refusal, Settings, Stage};
-use crate::api::{EtcdBackendSpec, EtcdProxySpec, Grant, GrantAccess, LabelSelector, LabelSelectorOperator, Mode};
+use super::{Claim, DEFAULT_MAX_REPLICAS, DEFAULT_REPLICAS, Fetched, Object, Refusal, Settings, Stage};
+use crate::api::{ClientAuth, EtcdBackendSpec, EtcdProxySpec, Grant, GrantAccess, LabelSelector};
+use crate::api::{LabelSelectorOperator, Mode, RefKind};
 
 use std::collections::BTreeMap;
 
@@ -10,11 +11,16 @@ pub struct Access {
     pub endpoints: Vec<String>,
     pub prefix: String,
     pub grant: Option<GrantAccess>,
+    pub claim: Option<Claim>,
 }
 
 pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings: &Settings) -> Result<Access, Refusal> {
     let Some(reference) = &spec.backend_ref else { return inline(spec, settings) };
     let name = &reference.name;
+    if !settings.backends {
+        let message = "this operator looks after single namespaces and knows no EtcdBackends; use spec.upstream";
+        return Err(refuse("UnsupportedByInstall", message.to_owned()));
+    }
     let Some(backend) = fetched.backend.as_ref().map(|backend| &backend.spec) else {
         return Err(refuse(
             "BackendNotFound",
@@ -30,10 +36,25 @@ pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings:
         return Err(refuse("NamespaceNotAllowed", message));
     }
     check_limits(name, backend, spec)?;
+    if settings.backend_namespaces.as_ref().is_some_and(|served| !served.contains(&backend.namespace)) {
+        let message = format!(
+            "EtcdBackend {name} runs its proxies in namespace {}, where this operator has no rights; its administrator adds \
+             it to --backend-namespaces, and a RoleBinding there",
+            backend.namespace
+        );
+        return Err(refuse("BackendNamespaceNotServed", message));
+    }
+    let mut claim = None;
     let (prefix, grant) = match &reference.grant {
         None => {
-            let own = spec.key_prefix.clone().unwrap_or_else(|| format!("{}/", object.name));
-            (format!("{}{namespace}/{own}", backend.keyspace.root), None)
+            let root = &backend.keyspace.root;
+            let covers = format!("{root}{namespace}/");
+            // Without a cluster to ask there is nobody to claim for.
+            if !settings.cluster_uid.is_empty() && !fetched.namespace_uid.is_empty() {
+                let value = format!("{}/{}", settings.cluster_uid, fetched.namespace_uid);
+                claim = Some(Claim { key: format!("{root}.claims/{namespace}"), value, covers: covers.clone() });
+            }
+            (format!("{covers}{}", own_part(&object.name, spec)), None)
         }
         Some(wanted) => {
             let grant = grant(name, backend, wanted, namespace)?;
@@ -41,7 +62,32 @@ pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings:
             (format!("{}{own}", grant.prefix), Some(grant.access))
         }
     };
-    Ok(Access { endpoints: backend.endpoints.clone(), prefix, grant })
+    Ok(Access { endpoints: backend.endpoints.clone(), prefix, grant, claim })
+}
+
+/// What an object without a grant adds to its namespace's part of the keys.
+pub fn own_part(name: &str, spec: &EtcdProxySpec) -> String {
+    spec.key_prefix.clone().unwrap_or_else(|| format!("{name}/"))
+}
+
+/// Where the operator may not write Secrets beside tenants, they bring their clients' CA, and sidecars, which would need
+/// a client certificate, cannot be.
+pub fn check_without_secrets(spec: &EtcdProxySpec) -> Result<(), Refusal> {
+    if spec.mode == Mode::Sidecar {
+        let message = "spec.mode Sidecar with spec.backendRef needs a client certificate in this namespace, and this operator \
+                       may not write Secrets here; use mode Deployment";
+        return Err(refuse("ModeNotAllowed", message.to_owned()));
+    }
+    if spec.tls.client_auth == ClientAuth::Required && spec.tls.client_ca_ref.is_none() {
+        let message = "this operator may not write Secrets here, so it can give you no client certificate: set \
+                       spec.tls.clientCARef to a ConfigMap with the CA of certificates that you issue yourself";
+        return Err(refuse("ClientCARequired", message.to_owned()));
+    }
+    if spec.tls.client_ca_ref.as_ref().is_some_and(|ca| ca.kind == RefKind::Secret) {
+        let message = "this operator may not read Secrets here: spec.tls.clientCARef must be of kind ConfigMap";
+        return Err(refuse("ClientCARequired", message.to_owned()));
+    }
+    Ok(())
 }
 
 fn inline(spec: &EtcdProxySpec, settings: &Settings) -> Result<Access, Refusal> {
@@ -51,7 +97,7 @@ fn inline(spec: &EtcdProxySpec, settings: &Settings) -> Result<Access, Refusal> 
         return Err(refuse("InlineUpstreamForbidden", message.to_owned()));
     }
     let endpoints = spec.upstream.as_ref().map(|upstream| upstream.endpoints.clone()).unwrap_or_default();
-    Ok(Access { endpoints, prefix: spec.key_prefix.clone().unwrap_or_default(), grant: None })
+    Ok(Access { endpoints, prefix: spec.key_prefix.clone().unwrap_or_default(), grant: None, claim: None })
 }
 
 fn check_limits(name: &str, backend: &EtcdBackendSpec, spec: &EtcdProxySpec) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use x509_parser::prelude::{FromDer, Pem, X509Certificate};
 
-use super::{Ca, Fetched, Object, Refusal, Stage, UpstreamTls};
+use super::{Ca, Expiring, Fetched, Object, Refusal, Stage, UpstreamTls};
 use crate::api::{ClientTls, EtcdBackend, EtcdProxy, KeyRef, RefKind, TlsSource};
 
 /// One Secret or ConfigMap.
@@ -28,7 +28,12 @@ pub enum Found {
 pub struct Contents {
     pub upstream_tls: Option<UpstreamTls>,
     pub further_clients: Option<String>,
+    pub expiring: Option<Expiring>,
 }
+
+/// How long before its end a certificate that was brought is complained about: whoever renews certificates at two thirds
+/// of ninety days has done it by then.
+const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 
 /// All that must be fetched before [`super::check`].
 pub fn references(proxy: &EtcdProxy, backend: Option<&EtcdBackend>) -> Vec<ObjectKey> {
@@ -83,7 +88,37 @@ pub fn check(proxy: &EtcdProxy, fetched: &Fetched) -> Result<Contents, Refusal> 
             return Err(refuse("NotReadable", message));
         }
     }
-    Ok(Contents { upstream_tls, further_clients })
+    let upstream_pair = tls.and_then(|tls| tls.secret_ref.as_ref()).map(|secret| (&secret.name, &namespace));
+    let serving_pair = serving.secret_ref.as_ref().filter(|_| serving.source == TlsSource::Secret);
+    let pairs = upstream_pair.map(|(name, namespace)| ("UpstreamCertificate", field, name, namespace)).into_iter();
+    let pairs = pairs.chain(serving_pair.map(|pair| ("ServingCertificate", "spec.tls", &pair.name, &own)));
+    let expiring =
+        pairs.filter_map(|(reason, field, name, namespace)| expiring(fetched, reason, field, name, namespace));
+    Ok(Contents {
+        upstream_tls,
+        further_clients,
+        expiring: expiring.min_by_key(|(not_after, _)| *not_after).map(|(_, one)| one),
+    })
+}
+
+/// What is to be said of a certificate that somebody must renew soon, and when it ends.
+fn expiring(
+    fetched: &Fetched,
+    reason: &'static str,
+    field: &str,
+    name: &str,
+    namespace: &str,
+) -> Option<(i64, Expiring)> {
+    let key = ObjectKey { kind: RefKind::Secret, namespace: namespace.to_owned(), name: name.to_owned() };
+    let Some(Found::Data(data)) = fetched.objects.get(&key) else { return None };
+    let not_after = certificate_facts(data.get("tls.crt")?).ok()?.not_after;
+    let left = not_after - fetched.now;
+    (left < EXPIRES_SOON_SECONDS).then(|| {
+        let days = left / (24 * 3600);
+        let message =
+            format!("{field}.secretRef: the certificate in Secret {name} ends in {days} days; put a newer one there");
+        (not_after, Expiring { reason, message })
+    })
 }
 
 /// The way to etcd of a backend, by itself.

@@ -22,7 +22,7 @@ fn fetched() -> Fetched {
 }
 
 fn settings() -> Settings {
-    Settings { image: "i".to_owned(), cluster_domain: "c".to_owned(), inline_upstream: true, pod_monitors: false }
+    Settings::with_image("i")
 }
 
 /// Checks the reason, and that the message has the words.

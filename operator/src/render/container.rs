@@ -3,10 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use crate::api::{Advertise, Compact, KeyRef, Profile, RefKind};
-use crate::plan::{Ca, Proxy, Serving};
+use crate::plan::{Ca, Claim, Proxy, Serving};
 
 /// The container's name, by which injection also knows that a pod has one already.
 pub const NAME: &str = "etcd-proxy";
+/// The name of the container that claims keys; by it its end is found in a pod's status.
+pub const CLAIM: &str = "claim";
+/// What that ends with when the keys are another's.
+pub const FOREIGN: i32 = 3;
 /// The user of the image, which has no other.
 pub const USER: i64 = 65532;
 /// Everything that is mounted stands below. Whole directories are mounted and never single files, since those do not
@@ -46,9 +50,7 @@ pub fn container(proxy: &Proxy, url: &str) -> Value {
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": mounts(proxy).into_iter().map(|mount| json!({
-            "name": mount.volume, "mountPath": mount.path(), "readOnly": true,
-        })).collect::<Vec<_>>(),
+        "volumeMounts": volume_mounts(mounts(proxy)),
     });
     let environment = environment(proxy);
     if !environment.is_empty() {
@@ -65,6 +67,48 @@ pub fn sidecar(proxy: &Proxy, url: &str) -> Value {
     let mut container = container(proxy, url);
     container["restartPolicy"] = json!("Always");
     container["startupProbe"] = probe("/readyz", proxy, 1, STARTUP_PROBES);
+    container
+}
+
+/// Runs before a proxy on a backend, and lets it start only if the keys are its tenant's.
+pub fn claim(proxy: &Proxy, claim: &Claim) -> Value {
+    let mut arguments = keyspace_arguments("claim", proxy);
+    arguments.push("claim-key", &claim.key);
+    arguments.push("claim-value", &claim.value);
+    keyspace_container(CLAIM, proxy, arguments)
+}
+
+/// Deletes the keys of an object that is gone.
+pub fn purge(proxy: &Proxy, claim: &Claim) -> Value {
+    let mut arguments = keyspace_arguments("purge", proxy);
+    arguments.push("prefix", &proxy.prefix);
+    arguments.push("claimed-prefix", &claim.covers);
+    arguments.push("claim-key", &claim.key);
+    arguments.push("claim-value", &claim.value);
+    keyspace_container("purge", proxy, arguments)
+}
+
+fn keyspace_arguments(word: &str, proxy: &Proxy) -> Flags {
+    let mut flags = Flags(vec!["keyspace".to_owned(), word.to_owned()]);
+    flags.push("endpoints", proxy.endpoints.join(","));
+    upstream_tls(&mut flags, proxy);
+    flags
+}
+
+fn keyspace_container(name: &str, proxy: &Proxy, arguments: Flags) -> Value {
+    let whole = container(proxy, "");
+    let mut container = json!({
+        "name": name,
+        "image": whole["image"],
+        "args": arguments.0,
+        "securityContext": whole["securityContext"],
+        "volumeMounts": volume_mounts(upstream_mounts(proxy)),
+        // The last line says what came of it; the operator reads it in the pod's status.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    });
+    if !whole["resources"].is_null() {
+        container["resources"] = whole["resources"].clone();
+    }
     container
 }
 
@@ -94,17 +138,7 @@ pub fn arguments(proxy: &Proxy, url: &str) -> Vec<String> {
     if !proxy.prefix.is_empty() {
         flags.push("namespace", &proxy.prefix);
     }
-    if let Some(tls) = &proxy.upstream_tls {
-        if tls.pair.is_some() {
-            flags.push("cert", format!("{FILES}/upstream/tls.crt"));
-            flags.push("key", format!("{FILES}/upstream/tls.key"));
-        }
-        match &tls.ca {
-            Some(Ca::WithPair(key)) => flags.push("cacert", format!("{FILES}/upstream/{key}")),
-            Some(Ca::Apart(reference)) => flags.push("cacert", format!("{FILES}/upstream-ca/{}", reference.key)),
-            None => (),
-        }
-    }
+    upstream_tls(&mut flags, proxy);
     if let Serving::Tls { clients, .. } = &proxy.serving {
         flags.push("cert-file", format!("{FILES}/serving/tls.crt"));
         flags.push("key-file", format!("{FILES}/serving/tls.key"));
@@ -155,6 +189,19 @@ pub fn arguments(proxy: &Proxy, url: &str) -> Vec<String> {
     flags.0
 }
 
+fn upstream_tls(flags: &mut Flags, proxy: &Proxy) {
+    let Some(tls) = &proxy.upstream_tls else { return };
+    if tls.pair.is_some() {
+        flags.push("cert", format!("{FILES}/upstream/tls.crt"));
+        flags.push("key", format!("{FILES}/upstream/tls.key"));
+    }
+    match &tls.ca {
+        Some(Ca::WithPair(key)) => flags.push("cacert", format!("{FILES}/upstream/{key}")),
+        Some(Ca::Apart(reference)) => flags.push("cacert", format!("{FILES}/upstream-ca/{}", reference.key)),
+        None => (),
+    }
+}
+
 struct Flags(Vec<String>);
 
 impl Flags {
@@ -197,7 +244,12 @@ impl Mount {
     }
 }
 
-fn mounts(proxy: &Proxy) -> Vec<Mount> {
+fn volume_mounts(mounts: Vec<Mount>) -> Value {
+    let one = |mount: Mount| json!({"name": mount.volume, "mountPath": mount.path(), "readOnly": true});
+    mounts.into_iter().map(one).collect()
+}
+
+fn upstream_mounts(proxy: &Proxy) -> Vec<Mount> {
     let mut mounts = vec![];
     if let Some(tls) = &proxy.upstream_tls {
         mounts.extend(tls.pair.as_ref().map(|secret| Mount::secret(UPSTREAM, secret)));
@@ -205,6 +257,11 @@ fn mounts(proxy: &Proxy) -> Vec<Mount> {
             mounts.push(Mount::reference(UPSTREAM_CA, reference));
         }
     }
+    mounts
+}
+
+fn mounts(proxy: &Proxy) -> Vec<Mount> {
+    let mut mounts = upstream_mounts(proxy);
     if let Serving::Tls { secret, clients } = &proxy.serving {
         mounts.push(Mount::secret(SERVING, secret));
         if let Some(Ca::Apart(reference)) = clients {
@@ -216,6 +273,15 @@ fn mounts(proxy: &Proxy) -> Vec<Mount> {
 
 /// The volumes that the container mounts.
 pub fn volumes(proxy: &Proxy) -> Vec<Value> {
+    made_of(mounts(proxy))
+}
+
+/// Those of them that lead to etcd.
+pub fn upstream_volumes(proxy: &Proxy) -> Vec<Value> {
+    made_of(upstream_mounts(proxy))
+}
+
+fn made_of(mounts: Vec<Mount>) -> Vec<Value> {
     let volume = |mount: Mount| {
         let mut source = Map::new();
         let name = if mount.kind == RefKind::Secret { "secretName" } else { "name" };
@@ -226,5 +292,5 @@ pub fn volumes(proxy: &Proxy) -> Vec<Value> {
         let kind = if mount.kind == RefKind::Secret { "secret" } else { "configMap" };
         json!({"name": mount.volume, kind: source})
     };
-    mounts(proxy).into_iter().map(volume).collect()
+    mounts.into_iter().map(volume).collect()
 }

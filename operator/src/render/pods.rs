@@ -54,25 +54,14 @@ fn pod(plan: &Plan, workload: &Workload) -> Value {
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": workload.proxy.drain_seconds + GRACE_AFTER_DRAIN,
-        "securityContext": {
-            "runAsNonRoot": true,
-            "runAsUser": container::USER,
-            "runAsGroup": container::USER,
-            "fsGroup": container::USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security_context(),
         "containers": [container],
         "volumes": container::volumes(&workload.proxy),
     });
-    if let Some(selector) = &workload.node_selector {
-        pod["nodeSelector"] = json!(selector);
+    if let Some(claim) = &plan.claim {
+        pod["initContainers"] = json!([container::claim(&workload.proxy, claim)]);
     }
-    if let Some(tolerations) = &workload.tolerations {
-        pod["tolerations"] = json!(tolerations);
-    }
-    if let Some(class) = &workload.priority_class_name {
-        pod["priorityClassName"] = json!(class);
-    }
+    place(&mut pod, workload);
     if workload.replicas.is_some() {
         let spread = |key: &str| {
             json!({
@@ -84,6 +73,62 @@ fn pod(plan: &Plan, workload: &Workload) -> Value {
             json!([spread("kubernetes.io/hostname"), spread("topology.kubernetes.io/zone")]);
     }
     pod
+}
+
+/// On which nodes.
+fn place(pod: &mut Value, workload: &Workload) {
+    if let Some(selector) = &workload.node_selector {
+        pod["nodeSelector"] = json!(selector);
+    }
+    if let Some(tolerations) = &workload.tolerations {
+        pod["tolerations"] = json!(tolerations);
+    }
+    if let Some(class) = &workload.priority_class_name {
+        pod["priorityClassName"] = json!(class);
+    }
+}
+
+/// How often a purge that failed is tried again, and how long all of it may take: an etcd that is away must not keep a
+/// namespace from going.
+const PURGE_RETRIES: i32 = 2;
+const PURGE_SECONDS: i64 = 300;
+
+/// A Job that deletes the keys of an object that goes, where the credential is.
+pub fn purge(plan: &Plan) -> Option<Value> {
+    let (workload, claim) = (plan.workload.as_ref()?, plan.claim.as_ref()?);
+    let mut labels = labels(&plan.object);
+    // Not the proxies' own name, by which Services would send clients here.
+    labels["app.kubernetes.io/name"] = json!("etcd-proxy-purge");
+    let mut metadata = metadata(plan, &plan.home.base);
+    metadata["labels"] = labels.clone();
+    let mut pod = json!({
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "securityContext": security_context(),
+        "containers": [container::purge(&workload.proxy, claim)],
+        // Its own serving certificate is gone by then, and not needed.
+        "volumes": container::upstream_volumes(&workload.proxy),
+    });
+    place(&mut pod, workload);
+    Some(json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": metadata,
+        "spec": {
+            "backoffLimit": PURGE_RETRIES,
+            "activeDeadlineSeconds": PURGE_SECONDS,
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }))
+}
+
+fn security_context() -> Value {
+    json!({
+        "runAsNonRoot": true,
+        "runAsUser": container::USER,
+        "runAsGroup": container::USER,
+        "fsGroup": container::USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    })
 }
 
 /// The URL of the Service in the object's namespace.
