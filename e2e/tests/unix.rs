@@ -1,9 +1,9 @@
-//! etcd on unix sockets, as `unix://`, relative, and under TLS as `unixs://`.
+//! etcd on unix sockets, as `unix://`, relative, and under TLS as `unixs://`; and clients on one of the proxy's own.
 
 use std::path::Path;
 use std::process::Command;
 
-use etcd_proxy_e2e::{Authority, Process, Proxy, Version, ports, process::PATIENCE};
+use etcd_proxy_e2e::{Authority, Etcd, Process, Proxy, Version, ports, process::PATIENCE};
 
 /// One etcd whose clients come over a socket file in `folder`.
 fn etcd_on_socket(folder: &Path, url: &str, tls: &[String]) -> Process {
@@ -80,22 +80,73 @@ fn a_socket_that_is_not_there_is_named() {
     assert!(outcome.stderr.contains("/nowhere/etcd.sock"), "{outcome:?}");
 }
 
+fn curl(arguments: &[&str]) -> String {
+    let output = Command::new("curl").args(["-sS", "--max-time", "30"]).args(arguments).output();
+    let output = output.expect("curl is installed, as CONTRIBUTING.md asks");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn clients_come_over_a_socket_of_the_proxys_own_which_is_taken_away_in_the_end() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let etcd = Etcd::start();
+    let socket = folder.path().join("proxy.sock");
+    let path = socket.to_str().expect("a plain path");
+    let address = format!("unix://{path}");
+    // One that was left behind by a process that was killed is replaced.
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("a fresh path"));
+    let mut proxy = ProxyIn::listen(folder.path(), &address, &etcd.endpoints(), &[]);
+    let through = etcdctl(&address);
+    through.ok(&["put", "key", "one"]);
+    assert_eq!(through.ok(&["get", "key", "--print-value-only"]), "one");
+    through.spawn(&["watch", "key", "--rev=1"]).expect_stdout("one");
+    assert!(curl(&["--unix-socket", path, "http://localhost/health"]).contains("true"));
+    let range = r#"{"key":"a2V5"}"#;
+    assert!(curl(&["--unix-socket", path, "-d", range, "http://localhost/v3/kv/range"]).contains("b25l"));
+    // Somebody listens there.
+    let second = Proxy::builder().flags([format!("--listen-addr={address}").as_str()]).run();
+    assert_eq!(second.code, 1, "{second:?}");
+    assert!(second.stderr.contains(&format!("listen unix {path}: bind: address already in use")), "{second:?}");
+    proxy.process.signal(libc::SIGTERM);
+    assert_eq!(proxy.process.wait(), 0);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_certificate_made_by_auto_tls_serves_on_a_socket_and_is_kept_in_the_data_dir() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let etcd = Etcd::start();
+    let socket = folder.path().join("proxy.sock");
+    let address = format!("unix:{}", socket.display());
+    let flags = ["--auto-tls", "--data-dir=kept"];
+    let _proxy = ProxyIn::listen(folder.path(), &address, &etcd.endpoints(), &flags);
+    let certificate = folder.path().join("kept/fixtures/proxy/cert.pem");
+    let tls = ["--cacert", certificate.to_str().expect("a plain path"), "--unix-socket"];
+    let path = socket.to_str().expect("a plain path");
+    assert!(curl(&[&tls[..], &[path, "https://localhost/health"]].concat()).contains("true"));
+}
+
 /// A proxy that runs in a folder of its own choice.
 struct ProxyIn {
-    _process: Process,
+    process: Process,
     address: String,
 }
 
 impl ProxyIn {
     fn start(folder: &Path, endpoint: &str) -> Self {
-        let address = ports::free_address();
+        Self::listen(folder, &ports::free_address(), endpoint, &[])
+    }
+
+    fn listen(folder: &Path, address: &str, endpoint: &str, flags: &[&str]) -> Self {
+        let address = address.to_owned();
         let mut command = Command::new(etcd_proxy_e2e::programs::etcd_proxy());
-        command.current_dir(folder).args(["grpc-proxy", "start"]);
+        command.current_dir(folder).args(["grpc-proxy", "start"]).args(flags);
         command.arg(format!("--listen-addr={address}")).arg(format!("--endpoints={endpoint}"));
         let process = Process::spawn("proxy in a folder", &mut command, b"");
         let started = process.stderr.wait_until(std::time::Instant::now() + PATIENCE, |line| line.contains("started"));
         assert!(started.is_some(), "the proxy does not start");
-        Self { _process: process, address }
+        Self { process, address }
     }
 }
 

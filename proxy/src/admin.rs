@@ -151,6 +151,7 @@ impl Watched {
             audit_lines: router.audit.as_ref().map_or(0, |audit| audit.written()),
             audit_lines_dropped: router.audit.as_ref().map_or(0, |audit| audit.dropped()),
             tenants: router.tenants.all().iter().map(|tenant| tenant_use(tenant)).collect(),
+            panics: logging::panics(),
         }
     }
 

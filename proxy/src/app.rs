@@ -24,7 +24,7 @@ use crate::{
     resolver::{self, Proxy},
     router::Router,
     rules::tenant::identity::Tenants,
-    server::{self, Bound, Front, Shards, access::Access},
+    server::{self, Bound, Entrance, Front, Shards, access::Access},
     services::{
         cache::{self, Cache},
         cluster::{Advertised, Cluster},
@@ -120,7 +120,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// A proxy that serves. Dropping it ends the process's part in it at once; `drain` ends it well.
 pub struct Running {
     /// Where clients are served, with the port that the system chose if it was asked to.
-    pub address: SocketAddr,
+    pub address: String,
     /// Where health and metrics are served besides.
     pub metrics_addresses: Vec<SocketAddr>,
     pub endpoints: Arc<Endpoints>,
@@ -138,7 +138,7 @@ pub struct Running {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// In Go's words, which scripts look for.
-    #[error("listen tcp {address}: {}{}", if source.raw_os_error().is_some() { "bind: " } else { "" }, go::io_error(source))]
+    #[error("listen {}: {}{}", place(address), if source.raw_os_error().is_some() { "bind: " } else { "" }, go::io_error(source))]
     Listen { address: String, source: io::Error },
     #[error("cannot write the audit log {}: {source}", path.display())]
     Audit { path: PathBuf, source: io::Error },
@@ -148,8 +148,12 @@ pub enum StartError {
 
 /// Binds, starts what watches over etcd, and serves.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let bound = bind(&config.listen_address).await?;
-    let address = bound.address;
+    let entrance = Entrance::bind(&config.listen_address).await;
+    let entrance = entrance.map_err(|source| StartError::Listen { address: config.listen_address.clone(), source })?;
+    let address = match &entrance {
+        Entrance::Tcp(bound) => bound.address.to_string(),
+        Entrance::Unix(_) => config.listen_address.clone(),
+    };
     tracing::info!(address = %config.listen_address, "listening for gRPC proxy client requests");
 
     let mut metrics_bounds = Vec::new();
@@ -259,7 +263,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     upstream::health::first_look(&endpoints, FIRST_LOOK).await;
     let shards = Shards::start(&Arc::new(config.server), &metrics, &watcher, make_front).map_err(StartError::Thread)?;
     let (door_trigger, door_watcher) = drain::channel();
-    tasks.push(tokio::spawn(async move { shards.accept(bound, door_watcher).await }));
+    tasks.push(tokio::spawn(async move { shards.accept(entrance, door_watcher).await }));
     let drain_timeout = config.drain_timeout;
     Ok(Running {
         address,
@@ -290,6 +294,14 @@ fn start_audit(
         }
     }));
     Ok(Some(audit))
+}
+
+/// The network and the address as Go tells of them.
+fn place(address: &str) -> String {
+    match server::unix::path_of(address) {
+        Some(path) => format!("unix {}", path.display()),
+        None => format!("tcp {address}"),
+    }
 }
 
 async fn bind(address: &str) -> Result<Bound, StartError> {

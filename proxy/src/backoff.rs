@@ -21,6 +21,7 @@ impl Backoff {
 
     /// The next wait: between half of its step and all of it, so that many proxies which lost the same etcd do not
     /// come back to it in the same instant.
+    #[expect(clippy::should_implement_trait, reason = "it has no end, and nobody walks through it")]
     pub fn next(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.most);

@@ -8,7 +8,8 @@ use std::{
 use crate::{
     app, audit,
     flags::{self, Flags, MetricsUrl, Refusal},
-    gateway, http_proxy,
+    gateway,
+    http_proxy::{self, through::Through},
     resolver::{self, Proxy},
     server::{self, access::Access},
     services::{cache, leasing, ordering::Ordering, watch::hub},
@@ -172,7 +173,9 @@ pub fn server_tls(flags: &Flags) -> Result<Option<ServerTls>, ConfigError> {
         return Ok(None);
     }
     let versions = versions::parse_range(&flags.tls_min_version, &flags.tls_max_version)?;
-    let hosts = vec![flags.listen_addr.clone()];
+    // Who comes over a socket file calls the server localhost, if anything.
+    let is_file = server::unix::path_of(&flags.listen_addr).is_some();
+    let hosts = vec![if is_file { "localhost".to_owned() } else { flags.listen_addr.clone() }];
     let config = tls::server::Config {
         cert_file: flags.cert_file.clone().unwrap_or_default(),
         key_file: flags.key_file.clone().unwrap_or_default(),
@@ -252,6 +255,7 @@ pub fn configure_http_proxy(flags: &flags::http_proxy::Flags) -> Result<http_pro
         dial_timeout: milliseconds(flags.proxy_dial_timeout),
         read_timeout: milliseconds(flags.proxy_read_timeout),
         write_timeout: milliseconds(flags.proxy_write_timeout),
+        through: None,
     };
     let server_name =
         (!flags.discovery_srv.is_empty() && flags.peer_trusted_ca_file.is_none()).then(|| flags.discovery_srv.clone());
@@ -260,8 +264,9 @@ pub fn configure_http_proxy(flags: &flags::http_proxy::Flags) -> Result<http_pro
         key: flags.peer_key_file.clone(),
         cacert: flags.peer_trusted_ca_file.clone(),
         server_name,
+        insecure_skip_verify: flags.peer_auto_tls,
         allow_non_empty_cn: true,
-        ..Default::default()
+        cipher_suites: flags.cipher_suites.clone(),
     };
     let own = tls::client::Config {
         cert: flags.cert_file.clone(),
@@ -269,21 +274,29 @@ pub fn configure_http_proxy(flags: &flags::http_proxy::Flags) -> Result<http_pro
         cacert: flags.trusted_ca_file.clone(),
         insecure_skip_verify: flags.auto_tls,
         allow_non_empty_cn: true,
-        ..Default::default()
+        cipher_suites: flags.cipher_suites.clone(),
+        server_name: None,
     };
     // As in etcd: who has one pair of files gives it to the peers' flags only.
     let has_own = flags.cert_file.is_some() || flags.trusted_ca_file.is_some() || flags.auto_tls;
-    let client = if has_own { own } else { tls::client::Config { server_name: None, ..peer.clone() } };
+    let client = if has_own {
+        own
+    } else {
+        tls::client::Config { server_name: None, insecure_skip_verify: flags.auto_tls, ..peer.clone() }
+    };
     let dns = || dns::Config {
         domain: flags.discovery_srv.clone(),
         service_name: flags.discovery_srv_name.clone(),
         insecure: true,
         name_server: None,
     };
+    let through = (!flags.discovery_proxy.is_empty()).then(|| Through::parse(&flags.discovery_proxy));
+    let through = through.transpose().map_err(|reason| ConfigError::Refused(Refusal::new(reason)))?;
+    let versions = versions::parse_range(&flags.tls_min_version, &flags.tls_max_version)?;
     let peers = match (flags.discovery.as_str(), flags.discovery_srv.as_str()) {
         ("", "") => http_proxy::Peers::Named(flags.initial_cluster.clone()),
         ("", _) => http_proxy::Peers::Srv(dns()),
-        (url, _) => http_proxy::Peers::Discovery(url.to_owned()),
+        (url, _) => http_proxy::Peers::Discovery(url.to_owned(), through),
     };
     let is_secure = |url: &String| flags::http_proxy::is_secure(url);
     let server_tls = match flags.listen_client_urls.iter().any(is_secure) {
@@ -297,7 +310,9 @@ pub fn configure_http_proxy(flags: &flags::http_proxy::Flags) -> Result<http_pro
                 validity_years: u32::try_from(flags.self_signed_cert_validity).unwrap_or(u32::MAX),
                 hosts: flags.listen_client_urls.iter().chain(&flags.advertise_client_urls).cloned().collect(),
             }),
-            ..Default::default()
+            cipher_suites: flags.cipher_suites.clone(),
+            min_version: versions.min,
+            max_version: versions.max,
         })?),
         false => None,
     };
@@ -337,6 +352,7 @@ pub fn client_tls(flags: &Flags) -> Result<Option<ClientTls>, ConfigError> {
         insecure_skip_verify: flags.insecure_skip_tls_verify,
         server_name: None,
         allow_non_empty_cn: false,
+        cipher_suites: Vec::new(),
     };
     let tls = ClientTls::load(&config)?;
     if flags.insecure_skip_tls_verify {

@@ -69,22 +69,27 @@ pub struct Gone;
 /// How an exchange ended: with which status, or with nobody left to hear it.
 pub type Outcome = Result<Code, Gone>;
 
-/// Waits for a piece of work until the caller's deadline.
+/// Waits for a piece of work until the caller's deadline. What is ready only then is late: etcd takes no call whose
+/// deadline has passed, and resets what it serves when it passes.
 pub async fn until<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    match deadline {
-        None => work.await,
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), work)
-            .await
-            .unwrap_or_else(|_| Err(status::deadline_exceeded()))
-            .map_err(|status| in_time(Some(deadline), status)),
+    let Some(deadline) = deadline else { return work.await };
+    if is_late(deadline) {
+        return Err(status::deadline_exceeded());
     }
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(outcome) if !is_late(deadline) => outcome,
+        _ => Err(status::deadline_exceeded()),
+    }
+}
+
+fn is_late(deadline: Instant) -> bool {
+    Instant::now() >= deadline
 }
 
 /// A failure as the caller should hear of it. At the deadline etcd resets what it serves, and if that is heard of before
 /// our own timer fires, the deadline is still what ended the call.
 pub fn in_time(deadline: Option<Instant>, status: Status) -> Status {
-    let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-    if is_late { status::deadline_exceeded() } else { status }
+    if deadline.is_some_and(is_late) { status::deadline_exceeded() } else { status }
 }
 
 /// Returns when the caller's deadline passes, which without one is never.
@@ -521,6 +526,15 @@ mod tests {
         metrics::{Metrics, Observed},
         rules::methods,
     };
+
+    #[tokio::test]
+    async fn what_is_ready_only_after_the_deadline_is_late() {
+        let now = Instant::now();
+        let ready = async |deadline| until(deadline, async { Ok(()) }).await.map_err(|status| status.code());
+        assert_eq!(ready(None).await, Ok(()));
+        assert_eq!(ready(now.checked_add(std::time::Duration::from_secs(60))).await, Ok(()));
+        assert_eq!(ready(Some(now)).await, Err(Code::DeadlineExceeded));
+    }
 
     #[test]
     fn messages_are_counted_once_wherever_their_bytes_are_cut() {

@@ -7,6 +7,8 @@ mod check;
 mod commands;
 mod environment;
 mod file;
+#[cfg(test)]
+mod foreign;
 pub mod gateway;
 mod help;
 pub mod http_proxy;
@@ -96,9 +98,9 @@ pub enum LogFormat {
 #[command(disable_help_flag = true, disable_version_flag = true)]
 #[serde(rename_all = "kebab-case")]
 pub struct Flags {
-    /// address on which clients are served, as host:port
+    /// address on which clients are served, as host:port or unix:///path
     ///
-    /// The port is a number; etcd also takes service names from /etc/services.
+    /// The port is a number; etcd also takes service names from /etc/services, and no unix socket.
     #[arg(long, help_heading = ENDPOINTS, value_name = "string", default_value = "127.0.0.1:23790")]
     pub listen_addr: String,
 

@@ -32,14 +32,18 @@ use crate::{
 mod cluster;
 mod director;
 mod discovery;
+#[cfg(test)]
+mod foreign;
 mod forward;
 mod origin;
 pub mod pool;
+pub mod through;
 
 use cluster::State;
 use director::{Director, Refresher};
 use forward::Forward;
 use pool::Pool;
+use through::Through;
 
 /// Everything that the proxy needs to know, checked.
 #[derive(Clone)]
@@ -80,8 +84,8 @@ pub enum Peers {
     /// `name=url,name=url`.
     Named(String),
     Srv(dns::Config),
-    /// A URL of the v2 discovery protocol.
-    Discovery(String),
+    /// A URL of the v2 discovery protocol, and the HTTP proxy on the way to it.
+    Discovery(String, Option<Through>),
 }
 
 /// Why the proxy could not start.
@@ -101,9 +105,10 @@ pub enum StartError {
 
 /// A client's connection, and one to a member for it.
 const DESCRIPTORS_EACH: usize = 2;
-/// How long a client may take over the head of a request, and how long it may be silent between two: as long as proxies
-/// and browsers usually keep a connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take over the head of a request, and how long it may be silent between two. etcd closes no
+/// connection for that; this is longer than any client keeps one that it does not use, so that no request meets one that
+/// is being closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(3600);
 /// What one connection may have buffered, a request's head among it.
 const CONNECTION_BUFFER: usize = 64 << 10;
 /// When the last request has ended, an answer about health or metrics still gets this long.
@@ -203,7 +208,7 @@ async fn peer_urls(state: &State, peers: &Peers, pool: &Pool) -> Result<Vec<Stri
     let file = state.path().display().to_string();
     if let Some(urls) = state.read().map_err(StartError::State)? {
         match peers {
-            Peers::Discovery(_) => tracing::warn!(
+            Peers::Discovery(..) => tracing::warn!(
                 "cluster-file" = file,
                 "discovery token ignored since the proxy has already been initialized; valid cluster file found"
             ),
@@ -219,7 +224,11 @@ async fn peer_urls(state: &State, peers: &Peers, pool: &Pool) -> Result<Vec<Stri
     let urls = match peers {
         Peers::Named(cluster) => origin::of_cluster(cluster),
         Peers::Srv(dns) => dns::look_up_peers(dns).await.map(|found| found.endpoints()),
-        Peers::Discovery(url) => discovery::look_up(pool, url).await,
+        Peers::Discovery(url, None) => discovery::look_up(pool, url).await,
+        Peers::Discovery(url, Some(through)) => {
+            tracing::info!("proxy-url" = through.origin.url, "running proxy with discovery");
+            discovery::look_up(&pool.through(through.clone()), url).await
+        }
     };
     let urls = urls.map_err(StartError::Peers)?;
     tracing::info!("peer-urls" = ?urls, "proxy using peer URLS");

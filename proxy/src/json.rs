@@ -27,9 +27,11 @@ mod call;
 mod decode;
 mod encode;
 mod exchange;
+#[cfg(test)]
+mod foreign;
 mod headers;
 mod openapi;
-mod path;
+pub mod path;
 mod scan;
 mod schema;
 mod token;

@@ -14,6 +14,8 @@ pub mod doors;
 pub mod drain;
 pub mod exchange;
 pub mod flags;
+#[cfg(test)]
+mod foreign;
 pub mod gateway;
 pub mod go;
 pub mod http_proxy;

@@ -36,6 +36,7 @@ pub enum Format {
 }
 
 static LOGGER: OnceLock<Arc<Shared>> = OnceLock::new();
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Sends all events of this process to stderr, panics among them. Can be done once.
 pub fn init(level: Level, format: Format) -> Result<(), InitError> {
@@ -84,6 +85,11 @@ pub fn flush(timeout: Duration) -> bool {
     LOGGER.get().is_none_or(|shared| shared.sink.flush(timeout))
 }
 
+/// Panics since the start. Each has ended one call and was logged, and none should have happened.
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
 /// A duration as etcd logs it: `took = %logging::duration(took)` gives `"took":"1.5s"`.
 pub fn duration(duration: Duration) -> String {
     go::format_duration(duration)
@@ -91,6 +97,7 @@ pub fn duration(duration: Duration) -> String {
 
 /// The default hook would write to stderr by itself, in lines that no reader of JSON understands.
 fn log_panic(info: &PanicHookInfo<'_>) {
+    PANICS.fetch_add(1, Ordering::Relaxed);
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or_default();
     let location = info.location().map(ToString::to_string).unwrap_or_default();

@@ -144,6 +144,7 @@ pub struct Observed {
     pub tenants: Vec<TenantUse>,
     pub audit_lines: u64,
     pub audit_lines_dropped: u64,
+    pub panics: u64,
 }
 
 /// What one tenant was refused and what it uses, by the names of limits.
@@ -411,6 +412,7 @@ fn gather_observed(observed: &Observed) -> impl Iterator<Item = MetricFamily> {
         family::AUDIT_DROPPED.single(observed.audit_lines_dropped as f64),
         family::LOG_LINES_DROPPED.single(observed.log_lines_dropped as f64),
         family::LOG_LINES_SAMPLED.single(observed.log_lines_sampled as f64),
+        family::PANICS.single(observed.panics as f64),
     ]
     .into_iter()
     .flatten()

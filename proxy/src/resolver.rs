@@ -151,6 +151,16 @@ mod tests {
     }
 
     #[test]
+    fn records_that_are_damaged_are_read_or_refused() {
+        let records: [&[u8]; 3] = [
+            br#"{"Op":0,"Addr":"http://127.0.0.1:23790","Metadata":"{\"name\":\"host\"}"}"#,
+            br#"{"Op":0,"Addr":"a:1","Metadata":{"name":["x"],"y":1e9}}"#,
+            br#"["a"]"#,
+        ];
+        crate::foreign::damaged(&records, |bytes| Record::read(bytes).map(|proxy| Record::write(&proxy)));
+    }
+
+    #[test]
     fn a_record_is_spelled_as_etcds_naming_package_spells_it() {
         let written = Record::write(&proxy("127.0.0.1:23790", "host-1"));
         assert_eq!(&written[..], br#"{"Op":0,"Addr":"127.0.0.1:23790","Metadata":"{\"name\":\"host-1\"}"}"#);

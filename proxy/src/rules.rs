@@ -3,6 +3,8 @@
 pub mod cache;
 pub mod caller;
 pub mod event;
+#[cfg(test)]
+mod foreign;
 pub mod framing;
 pub mod keys;
 pub mod leasing;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixStream},
     sync::mpsc::{self, error::TrySendError},
 };
 
@@ -31,9 +31,11 @@ mod pace;
 mod prefaced;
 mod received;
 mod shard;
+pub mod unix;
 
 use access::Access;
 use shard::{OpenConnection, Shard};
+use unix::UnixBound;
 
 #[derive(Clone)]
 pub struct Config {
@@ -69,6 +71,12 @@ pub struct Bound {
     pub address: SocketAddr,
 }
 
+/// Where clients are let in.
+pub enum Entrance {
+    Tcp(Bound),
+    Unix(UnixBound),
+}
+
 /// The threads that serve connections.
 pub struct Shards {
     doors: Vec<mpsc::Sender<Accepted>>,
@@ -94,7 +102,12 @@ pub struct Front {
 
 /// A socket on its way to the shard that serves it; it counts as open from here. It belongs to no runtime: registered
 /// with the acceptor's, every byte that comes would wake that one's thread first.
-type Accepted = (std::net::TcpStream, OpenConnection);
+type Accepted = (Socket, OpenConnection);
+
+enum Socket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
 
 /// Binds before anything else starts, so that a bad address is a start-up error.
 pub async fn bind(address: &str) -> io::Result<Bound> {
@@ -151,7 +164,7 @@ impl Shards {
     }
 
     /// Accepts until the drain begins, dealing sockets to the shards in turn.
-    pub async fn accept(&self, bound: Bound, mut drain: Watcher) {
+    pub async fn accept(&self, entrance: Entrance, mut drain: Watcher) {
         loop {
             if self.open.load(Ordering::Relaxed) >= self.affordable {
                 // They wait in the kernel's queue. The proxy needs its last descriptors to reach etcd.
@@ -161,14 +174,14 @@ impl Shards {
                     () = tokio::time::sleep(ACCEPT_BACKOFF) => continue,
                 }
             }
-            let Some((socket, peer)) = bound.next(&mut drain).await else { return };
+            let Some((socket, peer)) = entrance.next(&mut drain).await else { return };
             if self.max_connections > 0 && self.open.load(Ordering::Relaxed) >= self.max_connections {
-                tracing::warn!(%peer, limit = self.max_connections, "refused a connection over --max-connections");
+                tracing::warn!(?peer, limit = self.max_connections, "refused a connection over --max-connections");
                 self.metrics.refusals.note(UNKNOWN, Reason::Connections, "more than --max-connections");
                 continue;
             }
             // It fails only for a socket that the runtime has lost, and then the client has lost it too.
-            let Ok(socket) = socket.into_std() else { continue };
+            let Ok(socket) = socket else { continue };
             self.deal((socket, OpenConnection::new(&self.open, &self.metrics))).await;
         }
     }
@@ -188,6 +201,30 @@ impl Shards {
     }
 }
 
+impl Entrance {
+    /// A unix socket is written as `unix:path`, everything else is `host:port`.
+    pub async fn bind(address: &str) -> io::Result<Self> {
+        match unix::path_of(address) {
+            Some(path) => UnixBound::bind(path).map(Self::Unix),
+            None => bind(address).await.map(Self::Tcp),
+        }
+    }
+
+    /// The next connection, of no runtime any more; none once the drain has begun.
+    async fn next(&self, drain: &mut Watcher) -> Option<(io::Result<Socket>, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(bound) => {
+                let (socket, peer) = bound.next(drain).await?;
+                Some((socket.into_std().map(Socket::Tcp), Some(peer)))
+            }
+            Self::Unix(bound) => {
+                let socket: UnixStream = next(drain, || bound.accept()).await?;
+                Some((socket.into_std().map(Socket::Unix), None))
+            }
+        }
+    }
+}
+
 impl Bound {
     /// For who accepts by other means.
     pub fn into_parts(self) -> (TcpListener, SocketAddr) {
@@ -196,20 +233,24 @@ impl Bound {
 
     /// The next connection; none once the drain has begun.
     async fn next(&self, drain: &mut Watcher) -> Option<(TcpStream, SocketAddr)> {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = drain.signaled() => return None,
-                accepted = self.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok(accepted) => return Some(accepted),
-                // The client gave up before it was accepted, which says nothing about the next.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
-                Err(error) => {
-                    tracing::warn!(%error, "failed to accept a connection; are there file descriptors left (ulimit -n)?");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                }
+        next(drain, || self.listener.accept()).await
+    }
+}
+
+async fn next<T, F: Future<Output = io::Result<T>>>(drain: &mut Watcher, accept: impl Fn() -> F) -> Option<T> {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.signaled() => return None,
+            accepted = accept() => accepted,
+        };
+        match accepted {
+            Ok(accepted) => return Some(accepted),
+            // The client gave up before it was accepted, which says nothing about the next.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
+            Err(error) => {
+                tracing::warn!(%error, "failed to accept a connection; are there file descriptors left (ulimit -n)?");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
@@ -227,6 +268,6 @@ pub async fn serve_here(config: Arc<Config>, metrics: Arc<Metrics>, bound: Bound
             tracing::warn!(%peer, limit, "refused a connection to a metrics address, too many are open");
             continue;
         }
-        shard.clone().spawn(socket, open, front.clone(), drain.clone());
+        shard.clone().take(socket, open, front.clone(), drain.clone());
     }
 }

@@ -22,6 +22,8 @@ mod crl;
 mod error;
 pub mod explain;
 mod files;
+#[cfg(test)]
+mod foreign;
 pub mod identity;
 mod reload;
 pub mod self_signed;

@@ -539,7 +539,7 @@ impl Body {
         }
         self.stream.poll_data(context).map(|data| {
             data.map(|data| {
-                let data = data.map_err(|error| status::broken(error))?;
+                let data = data.map_err(status::broken)?;
                 // It fails only for a stream that is gone, which the next poll reports.
                 let _ = self.stream.flow_control().release_capacity(data.len());
                 Ok(data)
@@ -552,7 +552,7 @@ impl Body {
     }
 
     pub fn poll_trailers(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, Status>> {
-        self.stream.poll_trailers(context).map_err(|error| status::broken(error))
+        self.stream.poll_trailers(context).map_err(status::broken)
     }
 
     pub fn is_end_stream(&self) -> bool {
@@ -565,7 +565,7 @@ impl Duplex {
     pub fn split(self) -> (SendStream<Bytes>, impl Future<Output = Result<Answer, Status>> + Send) {
         let Self { endpoint, send, pass, response, place, memory } = self;
         let answer = async move {
-            let response = response.await.map_err(|error| status::broken(error))?;
+            let response = response.await.map_err(status::broken)?;
             let (parts, stream) = response.into_parts();
             let body = Body { stream, peeked: None, _place: place };
             let answer = Answer { endpoint, headers: parts.headers, body, memory }.checked(parts.status);

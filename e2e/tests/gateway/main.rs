@@ -12,6 +12,7 @@ use serde_json::Value;
 
 mod discovery;
 mod docs;
+mod names;
 
 /// How often something is looked at that offers no event.
 const POLL: Duration = Duration::from_millis(20);

@@ -3,6 +3,7 @@
 
 mod client;
 mod health_service;
+mod idle;
 mod tls;
 
 use std::time::{Duration, Instant};

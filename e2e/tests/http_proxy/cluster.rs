@@ -1,8 +1,12 @@
 //! Where the HTTP proxy finds its cluster, and what becomes of it when members fail.
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use etcd_proxy_e2e::{Etcd, NameServer, Version, ports};
+use etcd_proxy_e2e::{Etcd, NameServer, Process, Version, ports};
 
 use super::{HttpProxy, Whose, curl, etcd, eventually};
 
@@ -124,6 +128,81 @@ fn a_discovery_url_is_waited_for_until_all_members_have_registered() {
     curl(&["-XPUT", "--data-urlencode", &format!("value=m1={peer}"), &format!("{service}/2")]);
     proxy.expect_stderr("v2 proxy started listening on client requests");
     assert!(curl(&[&format!("http://{address}/v2/keys/discovery/token/1")]).contains(&peer));
+}
+
+/// An HTTP proxy for plain requests that wants to know who asks; it counts those that it lets through.
+fn http_proxy(authorization: &'static str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound listener has an address").to_string();
+    let passed = Arc::<AtomicUsize>::default();
+    let counted = passed.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = BufReader::new(socket.expect("somebody came"));
+            let mut lines = Vec::new();
+            while lines.last().is_none_or(|line: &String| !line.trim().is_empty()) {
+                let mut line = String::new();
+                if socket.read_line(&mut line).unwrap_or(0) == 0 {
+                    break;
+                }
+                lines.push(line);
+            }
+            let knows = lines.iter().any(|line| line.trim().eq_ignore_ascii_case(authorization));
+            let first = lines.first().cloned().unwrap_or_default();
+            let Some((host, rest)) = first.strip_prefix("GET http://").and_then(|rest| rest.split_once('/')) else {
+                continue;
+            };
+            let (Some(path), true) = (rest.split(' ').next(), knows) else { continue };
+            counted.fetch_add(1, Ordering::Relaxed);
+            let mut answer = TcpStream::connect(host).expect("the service is there");
+            let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            answer.write_all(request.as_bytes()).expect("it takes the request");
+            let _ = std::io::copy(&mut answer, socket.get_mut());
+        }
+    });
+    (address, passed)
+}
+
+#[test]
+fn a_discovery_service_is_asked_by_way_of_the_proxy_that_is_named() {
+    let etcd = etcd();
+    let service = format!("http://{}/v2/keys/discovery/token", etcd.address());
+    curl(&["-XPUT", "-d", "value=1", &format!("{service}/_config/size")]);
+    let peer = etcd.members()[0].peer_url().to_owned();
+    curl(&["-XPUT", "--data-urlencode", &format!("value=m0={peer}"), &format!("{service}/1")]);
+    let (address, passed) = http_proxy("proxy-authorization: Basic dXNlcjpwdw==");
+    let flags = [format!("--discovery={service}"), format!("--discovery-proxy=http://user:pw@{address}")];
+    let proxy = HttpProxy::start(&flags);
+    assert!(curl(&[&proxy.url("/v2/keys/discovery/token/1")]).contains(&peer));
+    // The size, and the members.
+    assert_eq!(passed.load(Ordering::Relaxed), 2);
+    assert!(!proxy.process.stderr.text().contains("user:pw"), "it tells no password");
+}
+
+#[test]
+fn members_with_certificates_of_their_own_making_are_asked_with_peer_auto_tls() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let (clients, peers) = (ports::free_address(), ports::free_address());
+    let mut command = Command::new(Version::V3_5.etcd());
+    command.current_dir(folder.path()).args([
+        "--enable-v2",
+        "--peer-auto-tls",
+        "--data-dir=data",
+        "--name=m0",
+        &format!("--listen-client-urls=http://{clients}"),
+        &format!("--advertise-client-urls=http://{clients}"),
+        &format!("--listen-peer-urls=https://{peers}"),
+        &format!("--initial-advertise-peer-urls=https://{peers}"),
+        &format!("--initial-cluster=m0=https://{peers}"),
+    ]);
+    let etcd = Process::spawn("etcd with certificates of its own", &mut command, b"");
+    etcd.expect_stderr("ready to serve client requests");
+    let named = format!("--initial-cluster=m0=https://{peers}");
+    let distrustful = HttpProxy::start(std::slice::from_ref(&named));
+    assert!(curl(&["-i", &distrustful.url("/v2/keys/missing")]).contains("503"));
+    let suites = "--cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256";
+    let proxy = HttpProxy::start(&[named, "--peer-auto-tls".to_owned(), suites.to_owned()]);
+    assert!(curl(&[&proxy.url("/v2/keys/missing")]).contains("Key not found"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -206,6 +206,9 @@ fn what_cannot_work_is_refused_before_anything_starts() {
         ("--listen-client-urls=https://127.0.0.1:0", "wants a certificate"),
         ("--data-dir=taken", "it holds the data of a member"),
         ("--peer-cert-file=x", "give --peer-key-file as well"),
+        ("--discovery-proxy=http://", "invalid discovery-proxy: no host is given"),
+        ("--client-cert-auth", "give --trusted-ca-file as well"),
+        ("--cipher-suites=FOO", "unexpected TLS cipher suite \"FOO\""),
         ("--endpoints=a:1", "unknown flag: --endpoints"),
     ] {
         let mut process =

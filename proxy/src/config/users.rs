@@ -41,6 +41,7 @@ pub(super) fn of_rule(flags: &Flags, rule: &Rule) -> Result<Option<Proof>, Confi
             cacert: flags.cacert.clone(),
             insecure_skip_verify: flags.insecure_skip_tls_verify,
             server_name: None,
+            cipher_suites: Vec::new(),
             // Of the one tenant that the rule names etcd is to think just that.
             allow_non_empty_cn: true,
         })?))),

@@ -3,10 +3,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
-    os::{
-        fd::OwnedFd,
-        unix::{fs::FileTypeExt, net},
-    },
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +11,7 @@ use std::{
 use tokio::net::{TcpStream, UnixStream};
 
 use super::Socket;
-use crate::go;
+use crate::{go, server::unix};
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -57,8 +54,8 @@ pub struct ListenError {
 impl Address {
     /// `unix://path`, `unix:path`, or `host:port` with or without a scheme.
     pub fn parse(text: &str) -> Address {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return Address::Unix(PathBuf::from(path.strip_prefix("//").unwrap_or(path)));
+        if let Some(path) = unix::path_of(text) {
+            return Address::Unix(path.to_owned());
         }
         let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
         let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
@@ -153,21 +150,15 @@ pub fn set_options<'a>(socket: impl Into<socket2::SockRef<'a>>) -> io::Result<()
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// A file that an earlier process left behind is replaced; one that somebody listens on is not, nor one that is no
-/// socket.
 fn listen_unix(path: &Path) -> io::Result<Bound> {
-    if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
-        && net::UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    {
-        std::fs::remove_file(path)?;
-    }
-    let listener = net::UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
+    let listener = unix::listen(path)?;
     Ok(Bound { kind: Kind::Unix, descriptor: listener.into(), address: Address::Unix(path.to_owned()) })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net;
+
     use super::*;
 
     #[test]

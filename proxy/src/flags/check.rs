@@ -83,7 +83,16 @@ impl Flags {
 
     /// What etcd refuses after it has begun to start, or what could never work here.
     fn check_further(&self) -> Result<(), String> {
-        check_listen_address("listen-addr", &self.listen_addr)?;
+        match self.listen_addr.strip_prefix("unix:").map(|path| path.trim_start_matches('/')) {
+            Some("") => {
+                return Err(format!(
+                    "invalid listen-addr {}: want a path, such as unix:///run/etcd-proxy.sock",
+                    go::quote(&self.listen_addr)
+                ));
+            }
+            Some(_) => (),
+            None => check_listen_address("listen-addr", &self.listen_addr)?,
+        }
         if self.endpoints.is_empty() && self.discovery_srv.is_empty() {
             return Err("etcdclient: no available endpoints: give --endpoints or --discovery-srv".to_owned());
         }

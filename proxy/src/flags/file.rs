@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path, kinds: &BTreeMap<&str, &str>) -> Result<Vec<(Str
     settings(&text, kinds)
 }
 
-fn settings(text: &str, kinds: &BTreeMap<&str, &str>) -> Result<Vec<(String, FileValue)>, String> {
+pub(super) fn settings(text: &str, kinds: &BTreeMap<&str, &str>) -> Result<Vec<(String, FileValue)>, String> {
     let mapping = match serde_yaml::from_str(text).map_err(|error| error.to_string())? {
         Value::Null => Mapping::new(),
         Value::Mapping(mapping) => mapping,

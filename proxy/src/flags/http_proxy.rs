@@ -36,6 +36,10 @@ pub struct Flags {
     #[arg(long, help_heading = ENDPOINTS, value_name = "string", default_value = "")]
     pub discovery: String,
 
+    /// HTTP proxy for the traffic to the discovery service
+    #[arg(long, help_heading = ENDPOINTS, value_name = "string", default_value = "")]
+    pub discovery_proxy: String,
+
     /// DNS domain whose SRV records for etcd-server tell the cluster's peer URLs
     #[arg(long, help_heading = ENDPOINTS, value_name = "string", default_value = "")]
     pub discovery_srv: String,
@@ -96,6 +100,10 @@ pub struct Flags {
     #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "", value_parser = path())]
     pub trusted_ca_file: std::option::Option<PathBuf>,
 
+    /// whether clients must show a certificate; they must whenever trusted-ca-file is given
+    #[arg(long, help_heading = SERVER_TLS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub client_cert_auth: bool,
+
     /// file with the revoked certificates of clients
     #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "", value_parser = path())]
     pub client_crl_file: std::option::Option<PathBuf>,
@@ -108,6 +116,18 @@ pub struct Flags {
     #[arg(long, help_heading = SERVER_TLS, value_name = "uint", default_value = "1", value_parser = uint64)]
     pub self_signed_cert_validity: u64,
 
+    /// comma separated cipher suites for clients and members, by Go's names (empty for all safe ones)
+    #[arg(long, help_heading = SERVER_TLS, value_name = "strings", default_value = "", value_parser = go::read_csv)]
+    pub cipher_suites: std::vec::Vec<String>,
+
+    /// minimum TLS version for clients: TLS1.2 or TLS1.3
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "TLS1.2")]
+    pub tls_min_version: String,
+
+    /// maximum TLS version for clients: TLS1.2 or TLS1.3 (empty for the newest)
+    #[arg(long, help_heading = SERVER_TLS, value_name = "string", default_value = "")]
+    pub tls_max_version: String,
+
     /// certificate file with which this proxy identifies itself to members
     #[arg(long, help_heading = PEER_TLS, value_name = "string", default_value = "", value_parser = path())]
     pub peer_cert_file: std::option::Option<PathBuf>,
@@ -119,6 +139,14 @@ pub struct Flags {
     /// CA file that verifies the certificates of members' peer URLs
     #[arg(long, help_heading = PEER_TLS, value_name = "string", default_value = "", value_parser = path())]
     pub peer_trusted_ca_file: std::option::Option<PathBuf>,
+
+    /// accepted for compatibility: no peer ever connects to a proxy
+    #[arg(long, help_heading = PEER_TLS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub peer_client_cert_auth: bool,
+
+    /// do not verify the certificates of members' peer URLs, which the members have made for themselves
+    #[arg(long, help_heading = PEER_TLS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
+    pub peer_auto_tls: bool,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -147,6 +175,10 @@ impl Flags {
                 !self.discovery.is_empty() && !self.discovery_srv.is_empty(),
                 "discovery-srv has no effect, since discovery is given",
             ),
+            (
+                self.discovery.is_empty() && !self.discovery_proxy.is_empty(),
+                "discovery-proxy has no effect without discovery",
+            ),
             (self.auto_tls && unencrypted, "auto-tls makes no certificate, since no listen-client-urls is https"),
             (self.auto_tls && self.has_certificate(), "auto-tls makes no certificate, since cert-file is given"),
         ];
@@ -174,6 +206,9 @@ impl Flags {
                     "{url} wants a certificate: give --cert-file and --key-file, or --auto-tls, or write http"
                 ));
             }
+        }
+        if self.client_cert_auth && self.trusted_ca_file.is_none() {
+            return Err("client-cert-auth wants the CA that verifies clients: give --trusted-ca-file as well".into());
         }
         super::check::check_pair("key-file", &self.key_file, "cert-file", &self.cert_file)?;
         super::check::check_pair("peer-key-file", &self.peer_key_file, "peer-cert-file", &self.peer_cert_file)?;
@@ -204,6 +239,7 @@ impl Flags {
     pub fn effective(&self) -> String {
         let mut shown = self.clone();
         shown.discovery = without_userinfo(&shown.discovery);
+        shown.discovery_proxy = without_userinfo(&shown.discovery_proxy);
         for url in shown.process.metrics_addr.iter_mut().chain(&mut shown.advertise_client_urls) {
             *url = without_userinfo(url);
         }
@@ -226,6 +262,7 @@ impl parse::Settings for Flags {
         vec![
             ("listen-client-urls", &mut self.listen_client_urls),
             ("advertise-client-urls", &mut self.advertise_client_urls),
+            ("cipher-suites", &mut self.cipher_suites),
             ("cors", &mut self.cors),
             ("metrics-addr", &mut self.process.metrics_addr),
         ]

@@ -10,7 +10,7 @@ impl Refusal {
     /// etcd exits with 1 for everything; service units and scripts know no other code of its proxy.
     pub const EXIT_CODE: i32 = 1;
 
-    pub(super) fn new(message: impl Into<String>) -> Self {
+    pub fn new(message: impl Into<String>) -> Self {
         let mut message = message.into();
         if !message.ends_with('\n') {
             message.push('\n');

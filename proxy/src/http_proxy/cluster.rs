@@ -73,7 +73,7 @@ impl State {
 
 /// A member as `/members` tells of it.
 #[derive(Deserialize)]
-struct Member {
+pub(super) struct Member {
     #[serde(default, rename = "peerURLs")]
     peer_urls: Vec<String>,
     #[serde(default, rename = "clientURLs")]
@@ -114,7 +114,7 @@ pub async fn members(pool: &Pool, peer_urls: &[String]) -> Result<Members, Strin
     Err("could not retrieve cluster information from the given URLs".to_owned())
 }
 
-fn summary(members: Vec<Member>) -> Members {
+pub(super) fn summary(members: Vec<Member>) -> Members {
     let sorted = |urls: &mut Vec<String>| {
         urls.sort();
         urls.dedup();

@@ -1,7 +1,10 @@
 //! The v2 discovery protocol: a URL of some etcd under which the members of a cluster that is being made register.
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header::HOST};
+use http::{
+    Method, Request, StatusCode,
+    header::{HOST, PROXY_AUTHORIZATION},
+};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Deserialize;
 use std::time::Duration;
@@ -22,14 +25,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(256);
 
 /// What the v2 keys API answers.
 #[derive(Deserialize)]
-struct Answer {
+pub(super) struct Answer {
     node: Option<Node>,
     #[serde(default, rename = "errorCode")]
     error_code: u32,
 }
 
 #[derive(Deserialize)]
-struct Node {
+pub(super) struct Node {
     #[serde(default)]
     key: String,
     #[serde(default)]
@@ -86,7 +89,7 @@ pub async fn look_up(pool: &Pool, url: &str) -> Result<Vec<String>, String> {
     }
 }
 
-fn split(url: &str) -> Result<(Origin, String), String> {
+pub(super) fn split(url: &str) -> Result<(Origin, String), String> {
     let (scheme, rest) = url.split_once("://").ok_or_else(|| format!("invalid discovery URL {url:?}"))?;
     let (authority, token) = rest.split_once('/').ok_or_else(|| format!("no token in the discovery URL {url:?}"))?;
     let port = if scheme == "https" { 443 } else { 80 };
@@ -130,7 +133,13 @@ pub async fn ask(pool: &Pool, origin: &Origin, path: &str) -> Result<(StatusCode
 /// GET a small document with its head.
 pub async fn ask_whole(pool: &Pool, origin: &Origin, path: &str) -> Result<(http::response::Parts, Bytes), String> {
     let body: Body = Full::default().map_err(|never| match never {}).boxed();
-    let request = Request::builder().method(Method::GET).uri(path).header(HOST, origin.authority());
+    let mut request = Request::builder().method(Method::GET).uri(path).header(HOST, origin.authority());
+    if let Some(through) = pool.relay(origin) {
+        request = request.uri(format!("http://{}{path}", origin.authority()));
+        if let Some(value) = &through.authorization {
+            request = request.header(PROXY_AUTHORIZATION, value);
+        }
+    }
     let request = request.body(body).map_err(|error| error.to_string())?;
     let response = pool.send(origin, request).await.map_err(|error| error.to_string())?;
     let (head, body) = response.into_parts();

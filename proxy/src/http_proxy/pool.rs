@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::origin::Origin;
+use super::{origin::Origin, through::Through};
 use crate::{
     doors::{Address, set_options},
     go,
@@ -40,6 +40,8 @@ pub struct Config {
     pub dial_timeout: Duration,
     pub read_timeout: Duration,
     pub write_timeout: Duration,
+    /// The HTTP proxy on the way, if there is one.
+    pub through: Option<Through>,
 }
 
 /// Connections to one member that are kept for the next request, as in etcd.
@@ -66,6 +68,16 @@ pub enum Failure {
 impl Pool {
     pub fn new(config: Config) -> Self {
         Self { config: Arc::new(config), kept: Arc::default() }
+    }
+
+    /// The same by way of an HTTP proxy, with connections of its own.
+    pub fn through(&self, through: Through) -> Self {
+        Self::new(Config { through: Some(through), ..(*self.config).clone() })
+    }
+
+    /// The proxy to which requests for an origin must name the origin.
+    pub fn relay(&self, origin: &Origin) -> Option<&Through> {
+        self.config.through.as_ref().filter(|_| !origin.is_secure)
     }
 
     /// Sends a request to a member, and returns the head of its answer.
@@ -131,7 +143,8 @@ impl Pool {
 
     async fn connect(&self, origin: &Origin) -> Result<Box<dyn Stream>, String> {
         let failed = |error: io::Error| format!("connect: {}", go::io_error(&error));
-        let stream: Box<dyn Stream> = match &origin.address {
+        let first = self.config.through.as_ref().map_or(origin, |through| &through.origin);
+        let mut stream: Box<dyn Stream> = match &first.address {
             Address::Tcp(host_port) => {
                 let socket = TcpStream::connect(host_port.as_str()).await.map_err(failed)?;
                 set_options(&socket).map_err(failed)?;
@@ -139,9 +152,18 @@ impl Pool {
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(failed)?),
         };
-        if !origin.is_secure {
-            return Ok(stream);
+        if let Some(through) = &self.config.through {
+            if through.origin.is_secure {
+                stream = self.encrypt(&through.origin, stream).await?;
+            }
+            if origin.is_secure {
+                through.tunnel(&mut stream, &origin.authority()).await?;
+            }
         }
+        if origin.is_secure { self.encrypt(origin, stream).await } else { Ok(stream) }
+    }
+
+    async fn encrypt(&self, origin: &Origin, stream: Box<dyn Stream>) -> Result<Box<dyn Stream>, String> {
         let name = self.config.tls.server_name(&origin.host).map_err(|error| error.to_string())?;
         let mut config = (*self.config.tls.config()).clone();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

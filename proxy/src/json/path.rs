@@ -21,6 +21,8 @@ pub fn decoded(path: &str) -> String {
     let mut rest = path.as_bytes();
     while let Some((first, after)) = rest.split_first() {
         let digits = (*first == b'%').then(|| after.get(..2)).flatten();
+        // The parser of numbers would take a sign as well.
+        let digits = digits.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         out.push(byte.unwrap_or(*first));
         rest = if byte.is_some() { &after[2..] } else { after };

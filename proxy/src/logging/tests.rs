@@ -389,6 +389,7 @@ fn child() {
     info!("one");
     let outcome = std::panic::catch_unwind(|| panic!("on purpose {}", 1));
     assert!(outcome.is_err());
+    assert_eq!(panics(), 1);
     set_level(Level::DEBUG);
     assert_eq!(level(), Level::DEBUG);
     set_level(Level::INFO);

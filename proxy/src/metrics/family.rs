@@ -135,6 +135,7 @@ families! {
     LOG_LINES_DROPPED = counter("etcd_proxy_log_lines_dropped_total", &[], "Log lines that were lost because nobody read them.");
     LOG_LINES_SAMPLED = counter("etcd_proxy_log_lines_sampled_total", &[], "Log lines that were left out because there were too many of one message.");
     MEMORY_LIMIT = gauge("etcd_proxy_memory_limit_bytes", &[], "Memory that the process may use with the others of its control group (in Kubernetes its container), -1 for no limit.");
+    PANICS = counter("etcd_proxy_panics_total", &[], "Faults of this program that ended a call or a task; each is logged as panicked. Anything but 0 is worth a report.");
     PROCESS_CPU = counter("process_cpu_seconds_total", &[], "Total user and system CPU time spent in seconds.");
     PROCESS_MAX_FDS = gauge("process_max_fds", &[], "Maximum number of open file descriptors.");
     PROCESS_OPEN_FDS = gauge("process_open_fds", &[], "Number of open file descriptors.");

@@ -41,6 +41,7 @@ impl Decoder {
     }
 
     /// The next whole message, if one has arrived.
+    #[expect(clippy::should_implement_trait, reason = "none means that more bytes are needed, not that it is over")]
     pub fn next(&mut self) -> Result<Option<Message>, FramingError> {
         let Some((compressed, size)) = parse_prefix(&self.buffer)? else { return Ok(None) };
         if size > self.limit {

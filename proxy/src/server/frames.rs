@@ -103,6 +103,24 @@ mod tests {
         stream.resize(stream.len() + head.len as usize, kind::PING);
     }
 
+    #[test]
+    fn damaged_frames_have_the_same_heads_wherever_they_are_cut() {
+        let mut stream = Vec::new();
+        for (len, kind) in
+            [(6, kind::SETTINGS), (0, kind::SETTINGS), (8, kind::PING), (70, kind::HEADERS), (3, kind::DATA)]
+        {
+            put(&mut stream, Head { len, kind, flags: 5, stream: 7 });
+        }
+        crate::foreign::damaged(&[&stream], |bytes| {
+            let scan = |step: usize| {
+                let (mut scanner, mut heads) = (Scanner::new(3), Vec::new());
+                bytes.chunks(step).for_each(|piece| scanner.scan(piece, |head| heads.push(head)));
+                heads
+            };
+            assert_eq!(scan(bytes.len().max(1)), scan(5));
+        });
+    }
+
     fn scan_in_pieces(scanner: &mut Scanner, stream: &[u8], sizes: &[usize]) -> Vec<Head> {
         let mut heads = Vec::new();
         let (mut rest, mut sizes) = (stream, sizes.iter().cycle());

@@ -6,16 +6,19 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+};
 
 use super::{
-    Accepted, Config, Front,
+    Accepted, Config, Front, Socket,
     http::Http,
     http2,
     prefaced::{Io, Prefaced, Protocol},
@@ -36,6 +39,10 @@ use crate::{
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// How long an HTTP/1.1 connection may be silent between two requests. etcd closes none, and a POST that meets one being
+/// closed is lost, since clients do not send it again: so this is longer than any client keeps a connection that it does
+/// not use (Go 90 seconds, browsers five minutes). Envoy waits as long.
+const HTTP1_IDLE: Duration = Duration::from_secs(3600);
 /// What one HTTP/1.1 connection may have buffered, its request's head among it.
 const HTTP1_BUFFER: usize = 64 << 10;
 
@@ -97,9 +104,15 @@ impl Shard {
     pub async fn run(self, mut sockets: mpsc::Receiver<Accepted>, front: Arc<Front>, drain: Watcher) {
         let shard = Arc::new(self);
         while let Some((socket, open)) = sockets.recv().await {
-            match TcpStream::from_std(socket) {
-                Ok(socket) => shard.clone().spawn(socket, open, front.clone(), drain.clone()),
-                Err(error) => tracing::warn!(%error, "failed to take over a connection"),
+            let (shard, front, drain) = (shard.clone(), front.clone(), drain.clone());
+            let taken = match socket {
+                Socket::Tcp(socket) => TcpStream::from_std(socket).map(|socket| shard.take(socket, open, front, drain)),
+                Socket::Unix(socket) => {
+                    UnixStream::from_std(socket).map(|socket| shard.spawn(socket, None, open, front, drain))
+                }
+            };
+            if let Err(error) = taken {
+                tracing::warn!(%error, "failed to take over a connection");
             }
         }
         // The acceptors are gone. Each connection holds a watcher of its own; this one must not be waited for.
@@ -108,18 +121,29 @@ impl Shard {
         observer.over().await;
     }
 
-    pub fn spawn(self: Arc<Self>, socket: TcpStream, open: OpenConnection, front: Arc<Front>, drain: Watcher) {
+    pub fn take(self: Arc<Self>, socket: TcpStream, open: OpenConnection, front: Arc<Front>, drain: Watcher) {
+        let peer = socket.peer_addr().ok();
+        // It fails only for a socket whose client is gone.
+        if self.set_options(&socket).is_ok() {
+            self.spawn(socket, peer, open, front, drain);
+        }
+    }
+
+    fn spawn(
+        self: Arc<Self>,
+        socket: impl Io + 'static,
+        peer: Option<SocketAddr>,
+        open: OpenConnection,
+        front: Arc<Front>,
+        drain: Watcher,
+    ) {
         tokio::spawn(async move {
             let _open = open;
-            self.serve(socket, front, drain).await;
+            self.serve(socket, peer, front, drain).await;
         });
     }
 
-    async fn serve(&self, socket: TcpStream, front: Arc<Front>, drain: Watcher) {
-        let peer = socket.peer_addr().ok();
-        if self.set_options(&socket).is_err() {
-            return;
-        }
+    async fn serve(&self, socket: impl Io + 'static, peer: Option<SocketAddr>, front: Arc<Front>, drain: Watcher) {
         let mut end = drain.observer();
         let opening = tokio::select! {
             opening = tokio::time::timeout(self.config.handshake_timeout, self.open(socket)) => opening,
@@ -182,7 +206,7 @@ impl Shard {
     }
 
     /// TLS where it is configured, and then what protocol the client speaks.
-    async fn open(&self, socket: TcpStream) -> Result<Opened, OpeningError> {
+    async fn open(&self, socket: impl Io + 'static) -> Result<Opened, OpeningError> {
         let (socket, identity): (Box<dyn Io>, _) = match &self.config.tls {
             None => (Box::new(socket), None),
             Some(tls) => {
@@ -202,17 +226,26 @@ impl Shard {
     }
 
     async fn serve_http1(&self, socket: Prefaced<Box<dyn Io>>, http: Arc<Http>, mut drain: Observer) {
+        let has_asked = AtomicBool::new(false);
         let service = hyper::service::service_fn(|request| {
+            has_asked.store(true, Ordering::Relaxed);
             let http = http.clone();
             async move { Ok::<_, Infallible>(http.answer(request).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.config.handshake_timeout)
+            .header_read_timeout(HTTP1_IDLE)
             .max_buf_size(HTTP1_BUFFER)
             .serve_connection(TokioIo::new(socket), service)
             .with_upgrades();
         tokio::pin!(connection);
+        // Who never asks for anything has no claim to stay as long as one who has.
+        let silence = async {
+            tokio::time::sleep(self.config.handshake_timeout).await;
+            if has_asked.load(Ordering::Relaxed) {
+                std::future::pending().await
+            }
+        };
         let ended = tokio::select! {
             biased;
             () = drain.signaled() => {
@@ -220,6 +253,7 @@ impl Shard {
                 connection.await
             }
             ended = &mut connection => ended,
+            () = silence => return tracing::debug!("HTTP/1.1 connection took too long over its first request"),
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "HTTP/1.1 connection broke");

@@ -264,5 +264,9 @@ fn may_be_served(caller: &Caller) -> bool {
     let is_plain = metadata.get(CONTENT_TYPE).is_some_and(|value| value == "application/grpc")
         && metadata.get(cache::SWITCH).is_none_or(|value| value != "off")
         && metadata.keys().all(|name| !name.as_str().ends_with("-bin"));
-    is_plain && credentials.token.is_none() && credentials.authorization.is_none() && !credentials.require_leader
+    is_plain
+        && caller.user().is_none()
+        && credentials.token.is_none()
+        && credentials.authorization.is_none()
+        && !credentials.require_leader
 }

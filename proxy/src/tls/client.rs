@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::sign::SingleCertAndKey;
 use rustls_pki_types::ServerName;
 
 use super::authorities::Authorities;
 use super::reload::{self, Material, ReloadOutcome, Reloading, Sources};
 use super::verify::ServerVerifier;
-use super::{Error, FileStatus, files};
+use super::{Error, FileStatus, ciphers, files};
 
 /// The flags of the connections to etcd. An empty path means that the flag was not given.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +28,8 @@ pub struct Config {
     /// etcd's grpc-proxy refuses a client certificate with a Common Name, because etcd would take all of the proxy's
     /// clients for that user. Who wants just that says so here.
     pub allow_non_empty_cn: bool,
+    /// By Go's names; all safe ones if there are none.
+    pub cipher_suites: Vec<String>,
 }
 
 /// The newest good settings of the connections to etcd; a clone is another handle on the same.
@@ -60,7 +63,10 @@ impl ClientTls {
         let needs_system = sources.authorities.is_none() && !config.insecure_skip_verify;
         let system = Arc::new(if needs_system { files::system_authorities() } else { Authorities::new(Vec::new()) });
         let skip_verify = config.insecure_skip_verify;
-        let reloading = Reloading::load("etcd", sources, move |material| assemble(material, &system, skip_verify))?;
+        let cipher_suites = ciphers::select(&config.cipher_suites, None, None)?;
+        let provider = Arc::new(CryptoProvider { cipher_suites, ..rustls::crypto::aws_lc_rs::default_provider() });
+        let reloading =
+            Reloading::load("etcd", sources, move |material| assemble(material, &provider, &system, skip_verify))?;
         Ok(ClientTls { reloading: Arc::new(reloading), server_name: server_name.map(Arc::from) })
     }
 
@@ -90,13 +96,18 @@ impl ClientTls {
     }
 }
 
-fn assemble(material: &Material, system: &Arc<Authorities>, skip_verify: bool) -> Result<ClientConfig, Error> {
+fn assemble(
+    material: &Material,
+    provider: &Arc<CryptoProvider>,
+    system: &Arc<Authorities>,
+    skip_verify: bool,
+) -> Result<ClientConfig, Error> {
     let verifier = if skip_verify {
         ServerVerifier::accepting_anyone()
     } else {
         ServerVerifier::trusting(material.authorities.clone().unwrap_or_else(|| system.clone()))
     };
-    let builder = ClientConfig::builder_with_provider(super::provider())
+    let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));

@@ -18,10 +18,38 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::authorities::{Authorities, Usage};
 use super::crl::Revoked;
 
+/// What both sides of a handshake do with its signatures.
+macro_rules! checks_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
+}
+
 /// The listener's side: a client must show a certificate of a trusted CA that is not revoked.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    algorithms: WebPkiSupportedAlgorithms,
     authorities: Arc<Authorities>,
     revoked: Option<Arc<Revoked>>,
 }
@@ -34,7 +62,8 @@ impl ClientVerifier {
         let chain = WebPkiClientVerifier::builder_with_provider(authorities.roots.clone(), super::provider())
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(ClientVerifier { chain, authorities, revoked })
+        let algorithms = super::provider().signature_verification_algorithms;
+        Ok(ClientVerifier { chain, algorithms, authorities, revoked })
     }
 }
 
@@ -65,27 +94,7 @@ impl ClientCertVerifier for ClientVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    checks_signatures!();
 }
 
 /// The side towards etcd. Without authorities nothing but the signature of the handshake is checked, which is what
@@ -137,27 +146,7 @@ impl ServerCertVerifier for ServerVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    checks_signatures!();
 }
 
 /// A server certificate that names its host in the Common Name only, which Go refuses as well.

@@ -162,6 +162,25 @@ fn in_order(scheme: &str, targets: &[SRV]) -> Vec<Target> {
 mod tests {
     use super::*;
 
+    /// One answer with one record: priority 1, weight 2, port 2379 of `a.example.`.
+    const ANSWER: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x0c_etcd-client\x04_tcp\x07example\0\0\x21\0\x01\
+        \xc0\x0c\0\x21\0\x01\0\0\0\x3c\0\x11\0\x01\0\x02\x09\x4b\x01a\x07example\0";
+
+    #[test]
+    fn answers_of_name_servers_that_are_damaged_are_read_or_refused() {
+        let read = |bytes: &[u8]| {
+            let message = hickory_resolver::proto::op::Message::from_vec(bytes).ok()?;
+            let srv = |record: &hickory_resolver::proto::rr::Record| match &record.data {
+                RData::SRV(srv) => Some(srv.clone()),
+                _ => None,
+            };
+            Some(in_order("https", &message.answers.iter().filter_map(srv).collect::<Vec<_>>()))
+        };
+        let good = read(ANSWER).expect("it is whole");
+        assert_eq!(good[0].url, "https://a.example:2379");
+        crate::foreign::damaged(&[ANSWER], read);
+    }
+
     fn srv(priority: u16, weight: u16, port: u16, target: &str) -> SRV {
         SRV::new(priority, weight, port, Name::from_str_relaxed(target).expect("a name"))
     }
