@@ -149,7 +149,7 @@ async fn discovering(name_server: &NameServer, flags: &[&str]) -> app::Running {
 
 /// Off the threads that the proxy of this process runs on.
 async fn put(proxy: &app::Running, value: &str) -> bool {
-    let etcdctl = Etcdctl::new(Version::default(), proxy.address.to_string()).flag("--command-timeout=2s");
+    let etcdctl = Etcdctl::new(Version::default(), &proxy.address).flag("--command-timeout=2s");
     let value = value.to_owned();
     let outcome =
         tokio::task::spawn_blocking(move || etcdctl.run(&["put", "key", &value])).await.expect("etcdctl runs");

@@ -211,11 +211,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         client_tls: config.channel.tls.clone(),
         profiles: config.profiles,
         registered: registered.clone(),
-        identity: Identity {
-            name: config.machine,
-            listen_address: address.to_string(),
-            started: SystemTime::now(),
-        },
+        identity: Identity { name: config.machine, listen_address: address.to_string(), started: SystemTime::now() },
     });
     if config.profiles {
         tracing::info!(path = PROFILES_PATH, "gRPC proxy enabled pprof");

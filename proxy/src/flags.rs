@@ -21,9 +21,9 @@ mod refusal;
 mod scan;
 mod table;
 mod tenancy;
-pub mod tools;
 #[cfg(test)]
 mod tests;
+pub mod tools;
 mod user;
 
 pub use check::{MetricsUrl, metrics_urls};

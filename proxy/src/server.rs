@@ -19,7 +19,14 @@ use tokio::{
     sync::mpsc::{self, error::TrySendError},
 };
 
-use crate::{admin::Admin, drain::Watcher, json::Api, metrics::{Metrics, Reason, UNKNOWN}, router::Router, tls::ServerTls};
+use crate::{
+    admin::Admin,
+    drain::Watcher,
+    json::Api,
+    metrics::{Metrics, Reason, UNKNOWN},
+    router::Router,
+    tls::ServerTls,
+};
 
 pub mod access;
 pub mod descriptors;

@@ -124,6 +124,7 @@ impl Source {
             insecure_skip_verify: flags.insecure_skip_tls_verify,
             server_name: None,
             allow_non_empty_cn: true,
+            cipher_suites: Vec::new(),
         };
         let tls = url.tls.then(|| ClientTls::load(&config)).transpose()?;
         Ok(Self { url: flags.url.clone(), address: url.address, tls })

@@ -189,5 +189,5 @@ async fn a_connection_that_has_seen_a_write_never_reads_what_was_before_it() {
 }
 
 fn one_of_both(number: u32) -> RangeRequest {
-    if number % 3 == 0 { crate::raw::one("k/key", true) } else { prefix("k/", true) }
+    if number.is_multiple_of(3) { crate::raw::one("k/key", true) } else { prefix("k/", true) }
 }

@@ -47,7 +47,7 @@ impl Kubelets {
             while !stopped.load(Ordering::Relaxed) {
                 let waiting = "/api/v1/pods?resourceVersion=0&fieldSelector=spec.nodeName!%3D,status.phase%3DPending";
                 let all = "/api/v1/pods?resourceVersion=0&fieldSelector=spec.nodeName!%3D";
-                let query = if round % ROUNDS_BETWEEN_LOOKS == 0 { all } else { waiting };
+                let query = if round.is_multiple_of(ROUNDS_BETWEEN_LOOKS) { all } else { waiting };
                 // While the API server is away there is nothing to do.
                 if let Ok(answer) = http::get(&door, query) {
                     act(&door, &serde_json::from_str(&answer.body).unwrap_or_default());

@@ -10,13 +10,16 @@ use crate::raw::{Answer, BLOCKED};
 use crate::siege::OWN_KEYS;
 use crate::victim::{Loot, VALUE};
 
+/// Makes a request of what the attacker knows of its victim.
+type Encode = Box<dyn Fn(&Loot) -> Vec<u8>>;
+
 /// One call of the attacker's.
 pub struct Attack {
     /// What is tried, for the page about it.
     pub title: &'static str,
     pub path: &'static str,
     /// The encoded request.
-    pub message: Box<dyn Fn(&Loot) -> Vec<u8>>,
+    pub message: Encode,
     /// What the attacker got, if its answer shows that beside all that is looked at anyway: the victim's secrets in the
     /// answer, and the victim's state afterwards.
     pub leak: fn(&Loot, &Answer) -> Option<&'static str>,

@@ -78,8 +78,11 @@ fn dashboard_and_alerts_name_metrics_that_there_are() {
 }
 
 /// Of these there is no series before something has failed, has a certificate, or has reached a limit.
-const MAY_BE_EMPTY: [&str; 3] =
-    ["etcd_proxy_upstream_failures_total", "etcd_proxy_tls_expiry_timestamp_seconds", "etcd_proxy_tenant_refused_total"];
+const MAY_BE_EMPTY: [&str; 3] = [
+    "etcd_proxy_upstream_failures_total",
+    "etcd_proxy_tls_expiry_timestamp_seconds",
+    "etcd_proxy_tenant_refused_total",
+];
 
 #[test]
 fn a_real_prometheus_answers_every_query_and_judges_every_alert() {

@@ -184,7 +184,7 @@ pub struct Upstream {
 }
 
 /// TLS to clients.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(self.source == 'Secret') == has(self.secretRef)").message("tls.secretRef must be set if and only if tls.source is Secret"),
@@ -213,19 +213,6 @@ pub struct ServingTls {
     /// Must be true for source Disabled outside mode Sidecar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub insecure: Option<bool>,
-}
-
-impl Default for ServingTls {
-    fn default() -> Self {
-        Self {
-            source: TlsSource::default(),
-            secret_ref: None,
-            client_auth: ClientAuth::default(),
-            client_ca_ref: None,
-            extra_sans: None,
-            insecure: None,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -57,7 +57,7 @@ pub async fn apply(plan: &Plan, proxy: &EtcdProxy, context: &Context) -> Result<
     let mut applied = Applied::default();
     let rendered = render::render(plan, &context.cluster);
     if plan.paused {
-        let workload = rendered.iter().map(Identity::of).find(|identity| is_workload(identity));
+        let workload = rendered.iter().map(Identity::of).find(is_workload);
         if let Some(identity) = workload {
             applied.workload = get(&identity, context).await?;
         }

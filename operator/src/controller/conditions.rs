@@ -130,8 +130,8 @@ pub fn workload(live: Option<&Value>) -> Said {
     let number = |key: &str| status[key].as_i64().unwrap_or(0);
     let counts = Counts::of(live);
     let Counts { desired, updated, available, .. } = counts;
-    let conditions = status["conditions"].as_array().into_iter().flatten();
-    let refused = conditions.filter(|one| one["type"] == "ReplicaFailure" && one["status"] == "True").last();
+    let mut conditions = status["conditions"].as_array().into_iter().flatten().rev();
+    let refused = conditions.find(|one| one["type"] == "ReplicaFailure" && one["status"] == "True");
     if let Some(why) = refused.and_then(|one| one["message"].as_str()) {
         let reason = if why.contains("exceeded quota") {
             "QuotaExceeded"

@@ -80,8 +80,11 @@ fn unreachable(router: &Router) -> Option<String> {
     if endpoints.any_serving() {
         return None;
     }
-    let states: Vec<String> =
-        endpoints.list().iter().map(|endpoint| format!("{} is {}", endpoint.shown(), endpoint.state().name())).collect();
+    let states: Vec<String> = endpoints
+        .list()
+        .iter()
+        .map(|endpoint| format!("{} is {}", endpoint.shown(), endpoint.state().name()))
+        .collect();
     Some(format!("no etcd endpoint serves: {}", states.join(", ")))
 }
 

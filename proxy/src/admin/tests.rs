@@ -69,8 +69,7 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
     });
     let identity =
         Identity { name: "machine".into(), listen_address: "127.0.0.1:23790".into(), started: SystemTime::UNIX_EPOCH };
-    let watched =
-        Arc::new(Watched { drain, server_tls: None, client_tls: None, profiles, registered: None, identity });
+    let watched = Arc::new(Watched { drain, server_tls: None, client_tls: None, profiles, registered: None, identity });
     let admin = |place| Admin::new(watched.clone(), router.clone(), place);
     Proxy { for_clients: admin(Place::ForClients), for_operators: admin(Place::ForOperators), endpoints, trigger }
 }
@@ -142,7 +141,10 @@ async fn only_operators_see_the_status_page_and_it_tells_no_secret() {
     let document: status::Document = serde_json::from_str(&text).expect("the document");
     assert!(status == 200 && !text.contains("word"), "{text}");
     assert_eq!((document.ready, document.endpoints[0].address.as_str()), (false, "http://127.0.0.1:0"));
-    assert!(document.not_ready_because[0].starts_with("no etcd endpoint serves: http://127.0.0.1:0 is "), "{document:?}");
+    assert!(
+        document.not_ready_because[0].starts_with("no etcd endpoint serves: http://127.0.0.1:0 is "),
+        "{document:?}"
+    );
     proxy.for_operators.router.metrics.refusals.note("team", Reason::Policy, "/etcdserverpb.KV/Put");
     let (_, text) = get(&proxy.for_operators, "/status.json").await;
     let document: status::Document = serde_json::from_str(&text).expect("the document");

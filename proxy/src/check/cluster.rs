@@ -84,11 +84,8 @@ mod tests {
 
     #[test]
     fn endpoints_of_two_clusters_are_no_cluster() {
-        let answer = |cluster, leader| Answered {
-            cluster: Some(cluster),
-            leader: Some(leader),
-            version: Some("3.7.3".into()),
-        };
+        let answer =
+            |cluster, leader| Answered { cluster: Some(cluster), leader: Some(leader), version: Some("3.7.3".into()) };
         assert_eq!(together(2, &[answer(1, 5)]), Outcome::Fine("1 of 2 endpoints answer, etcd 3.7.3".into()));
         for (answers, words) in [
             (vec![], "none of 2 endpoints answers"),

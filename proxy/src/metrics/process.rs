@@ -5,8 +5,8 @@ use std::{fs, path::Path, sync::OnceLock};
 use prometheus::proto::MetricFamily;
 
 use super::family::{
-    MEMORY_LIMIT, PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_OPEN_FDS, PROCESS_RESIDENT, PROCESS_START, PROCESS_THREADS, PROCESS_VIRTUAL,
-    PROCESS_VIRTUAL_MAX,
+    MEMORY_LIMIT, PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_OPEN_FDS, PROCESS_RESIDENT, PROCESS_START, PROCESS_THREADS,
+    PROCESS_VIRTUAL, PROCESS_VIRTUAL_MAX,
 };
 
 /// Families for what can be read; in a sandbox without `/proc` there are fewer.

@@ -101,6 +101,7 @@ enum Source {
 }
 
 /// A request of the client's whose answer is ready to be given.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, for a moment; most are creates")]
 enum Asked {
     Create {
         created: Create,
