@@ -232,11 +232,19 @@ impl Member {
         http::get(&self.metrics_address, "/metrics").ok()?.metric(series)
     }
 
-    /// The id by which its peers know it, in hexadecimal.
+    /// The id by which its peers know it, in hexadecimal. Waits for a member that is about to start.
     pub fn id(&self) -> String {
-        let answer = http::get(&self.metrics_address, "/metrics").expect("a running member has metrics");
-        let label = answer.body.lines().find_map(|line| line.strip_prefix("etcd_server_id{server_id=\""));
-        label.and_then(|rest| rest.split('"').next()).expect("etcd tells its id in its metrics").to_owned()
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = http::get(&self.metrics_address, "/metrics");
+            let lines = answer.iter().flat_map(|answer| answer.body.lines());
+            let label = { lines }.find_map(|line| line.strip_prefix("etcd_server_id{server_id=\""));
+            if let Some(id) = label.and_then(|rest| rest.split('"').next()) {
+                return id.to_owned();
+            }
+            assert!(Instant::now() < deadline, "etcd {} does not tell its id: {answer:?}", self.name);
+            std::thread::sleep(HEALTH_POLL);
+        }
     }
 
     pub fn process(&mut self) -> &mut Process {

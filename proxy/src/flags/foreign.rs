@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeMap, ffi::OsString, os::unix::ffi::OsStringExt};
 
-use super::{Flags, Invocation, file, parse};
+use super::{Invocation, file, parse};
 use crate::{
     foreign::{damaged, damaged_seldom},
     go,
-    tls::{ciphers, versions},
 };
 
 fn os(bytes: &[u8]) -> OsString {
@@ -62,15 +61,4 @@ fn damaged_config_files_are_read_or_refused() {
         let Ok(text) = std::str::from_utf8(bytes) else { return };
         let _ = file::settings(text, &kinds);
     });
-}
-
-#[test]
-fn damaged_lists_of_ciphers_and_versions_are_read_or_refused() {
-    let names: [&[u8]; 2] = [b"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_AES_128_GCM_SHA256", b"TLS1.2"];
-    damaged(&names, |bytes| {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let suites: Vec<String> = text.split(',').map(str::to_owned).collect();
-        let _ = (ciphers::select(&suites, None, None).map(drop), versions::parse_range(&text, "").map(drop));
-    });
-    assert!(Flags::default().check().is_ok());
 }

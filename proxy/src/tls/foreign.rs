@@ -11,9 +11,9 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use super::{
     Role,
     authorities::Usage,
-    crl,
+    ciphers, crl,
     files::{self, Content},
-    identity,
+    identity, versions,
 };
 use crate::foreign::damaged;
 
@@ -77,5 +77,15 @@ fn damaged_certificates_of_peers_name_somebody_or_nobody() {
         let _ = identity::peer_identity(std::slice::from_ref(&certificate));
         let _ = crl::parse(&[content(Role::RevocationList, bytes)]).map(|(revoked, _)| revoked.find(&certificate));
         authorities.trusts_itself(&certificate, UnixTime::now(), Usage::Client)
+    });
+}
+
+#[test]
+fn damaged_lists_of_ciphers_and_versions_are_read_or_refused() {
+    let names: [&[u8]; 2] = [b"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_AES_128_GCM_SHA256", b"TLS1.2"];
+    damaged(&names, |bytes| {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let suites: Vec<String> = text.split(',').map(str::to_owned).collect();
+        let _ = (ciphers::select(&suites, None, None).map(drop), versions::parse_range(&text, "").map(drop));
     });
 }
