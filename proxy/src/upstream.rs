@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -84,7 +84,7 @@ pub struct Answer {
 pub struct Body {
     stream: RecvStream,
     /// A piece that was looked at and not taken.
-    peeked: Option<Bytes>,
+    first: Option<Bytes>,
     _place: Place,
 }
 
@@ -351,13 +351,13 @@ impl Upstream {
         send.send_data(body, true).map_err(|error| Failure::Unsent(error.to_string()))?;
         let response = response.await.map_err(|error| classify(&error))?;
         let (parts, stream) = response.into_parts();
-        Ok(Answer {
+        let answer = Answer {
             endpoint: endpoint.clone(),
             headers: parts.headers,
-            body: Body { stream, peeked: None, _place: place },
+            body: Body { stream, first: None, _place: place },
             memory: self.memory,
-        }
-        .checked(parts.status))
+        };
+        answer.checked(parts.status).begun().await.map_err(|error| Failure::Broken(error.to_string()))
     }
 
     async fn begin(
@@ -438,6 +438,20 @@ impl Answer {
             }
         }
         self
+    }
+
+    /// Waits for what comes after the headers. With TLS etcd sends a refusal as headers and trailers, without TLS as
+    /// trailers only; here both become the latter, so that whoever looks for a refusal finds it in one place.
+    async fn begun(mut self) -> Result<Self, h2::Error> {
+        if self.code().is_some() {
+            return Ok(self);
+        }
+        if let Some(data) = self.body.stream.data().await {
+            self.body.first = Some(data?);
+        } else if let Some(trailers) = self.body.stream.trailers().await? {
+            self.headers.extend(trailers);
+        }
+        Ok(self)
     }
 
     /// The status, if the answer has no messages and its headers are its trailers.
@@ -522,29 +536,22 @@ impl Body {
         std::future::poll_fn(|context| self.poll_data(context)).await
     }
 
-    /// The next piece of the answer, which stays the next.
-    pub async fn peek(&mut self) -> Option<Result<&Bytes, Status>> {
-        if self.peeked.is_none() {
-            match self.data().await? {
-                Ok(data) => self.peeked = Some(data),
-                Err(status) => return Some(Err(status)),
-            }
-        }
-        self.peeked.as_ref().map(Ok)
+    /// The first piece of the answer to a request that was complete, until it is taken.
+    pub fn first(&self) -> Option<&Bytes> {
+        self.first.as_ref()
     }
 
     pub fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        if let Some(data) = self.peeked.take() {
-            return Poll::Ready(Some(Ok(data)));
-        }
-        self.stream.poll_data(context).map(|data| {
-            data.map(|data| {
-                let data = data.map_err(status::broken)?;
-                // It fails only for a stream that is gone, which the next poll reports.
-                let _ = self.stream.flow_control().release_capacity(data.len());
-                Ok(data)
-            })
-        })
+        let data = match self.first.take() {
+            Some(data) => data,
+            None => match ready!(self.stream.poll_data(context)) {
+                Some(data) => data.map_err(status::broken)?,
+                None => return Poll::Ready(None),
+            },
+        };
+        // It fails only for a stream that is gone, which the next poll reports.
+        let _ = self.stream.flow_control().release_capacity(data.len());
+        Poll::Ready(Some(Ok(data)))
     }
 
     pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, Status> {
@@ -556,7 +563,7 @@ impl Body {
     }
 
     pub fn is_end_stream(&self) -> bool {
-        self.peeked.is_none() && self.stream.is_end_stream()
+        self.first.is_none() && self.stream.is_end_stream()
     }
 }
 
@@ -567,7 +574,7 @@ impl Duplex {
         let answer = async move {
             let response = response.await.map_err(status::broken)?;
             let (parts, stream) = response.into_parts();
-            let body = Body { stream, peeked: None, _place: place };
+            let body = Body { stream, first: None, _place: place };
             let answer = Answer { endpoint, headers: parts.headers, body, memory }.checked(parts.status);
             if let Some(pass) = pass {
                 // What was begun with it is lost; the next call gets a fresh one.

@@ -135,8 +135,10 @@ fn each_client_is_the_user_to_whom_its_certificate_is_mapped() {
     refused(&a.clone().user("eve:eve"), &["get", "k"], "permission denied");
 
     // The other door.
-    assert!(rig.json(&team_a, "/v3/kv/range", RANGE).contains(r#""value":"b2YtYQ==""#));
-    assert!(rig.json(&spiffe, "/v3/kv/range", RANGE).contains(r#""value":"b2YtYg==""#));
+    for (pair, value) in [(&team_a, "b2YtYQ=="), (&spiffe, "b2YtYg==")] {
+        let answer = rig.json(pair, "/v3/kv/range", RANGE);
+        assert!(answer.contains(&format!(r#""value":"{value}""#)), "want {value}: {answer}");
+    }
     let snapshot = rig.json(&team_a, "/v3/maintenance/snapshot", "{}");
     assert!(snapshot.contains("tenant"), "{snapshot}");
     let (mallory, by_grpc) = rig.named("mallory");
@@ -173,6 +175,19 @@ fn answers_and_watches_never_cross_to_a_user_with_other_rights() {
     let watched = rig.curl(&eves, "/v3/watch", r#"{"create_request":{"key":"aw==","start_revision":"1"}}"#);
     watched.expect_stdout("permission denied");
     assert!(!watched.stdout.text().contains("c2VjcmV0"), "{}", watched.stdout.text());
+}
+
+#[test]
+fn single_calls_outlive_the_token() {
+    let rig = rig();
+    let (_, a) = rig.named("team-a");
+    a.ok(&["put", "k", "v"]);
+    let before = logins(&rig.metrics, "success");
+    let deadline = Instant::now() + PATIENCE;
+    while logins(&rig.metrics, "success") < before + 2.0 {
+        a.ok(&["put", "k", "v"]);
+        assert!(Instant::now() < deadline, "the proxy has not logged in again");
+    }
 }
 
 #[test]

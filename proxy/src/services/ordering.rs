@@ -4,7 +4,7 @@
 //! Only reads that one member answers by itself, the serializable ones, can be so old: a member that lags answers them
 //! as it stands, and a connection comes to it when its own member has failed. When no member does better, the answer is
 //! given as it is, as a client of etcd's that changes its member gets it; with `--experimental-serializable-ordering` it
-//! is refused. A read whose member dies in the middle of its answer is asked again as well.
+//! is refused.
 
 use std::time::Duration;
 
@@ -43,24 +43,21 @@ impl Ordering {
         method: &'static Method,
         body: Bytes,
     ) -> Result<Answer, Status> {
-        let shows_revision = method.revision == Revision::Shown;
-        if method.kind != Kind::Unary || !(shows_revision || method.is_retry_safe()) {
+        // What clients do not read as a revision of the store need not be in its order.
+        if method.kind != Kind::Unary || method.revision != Revision::Shown {
             return upstream.call(caller, method, body).await;
         }
-        // What clients do not read as a revision of the store need not be in its order.
-        let floor = if shows_revision { caller.connection.shown.revision() } else { 0 };
-        let mut answer = upstream.call(caller, method, body.clone()).await?;
-        let judged = judge(&mut answer, floor).await;
-        match judged {
-            Judged::Good => Ok(answer),
-            Judged::Broken(status) if !method.is_retry_safe() => Err(status),
-            Judged::Older(_) if !may_be_behind(method, &body) => Ok(answer),
-            judged => Box::pin(self.call_elsewhere(upstream, caller, method, body, floor, answer, judged)).await,
+        let floor = caller.connection.shown.revision();
+        let answer = upstream.call(caller, method, body.clone()).await?;
+        match too_old(&answer, floor) {
+            Some(revision) if may_be_behind(method, &body) => {
+                Box::pin(self.call_elsewhere(upstream, caller, method, body, floor, (revision, answer))).await
+            }
+            _ => Ok(answer),
         }
     }
 
     /// Looks for a better answer than this one.
-    #[expect(clippy::too_many_arguments, reason = "it goes on where `call` has stopped")]
     async fn call_elsewhere(
         self,
         upstream: &Upstream,
@@ -68,48 +65,36 @@ impl Ordering {
         method: &'static Method,
         body: Bytes,
         floor: i64,
-        mut answer: Answer,
-        mut judged: Judged,
+        mut newest: (i64, Answer),
     ) -> Result<Answer, Status> {
-        let mut tried = Vec::new();
-        let mut newest: Option<(i64, Answer)> = None;
+        let mut tried = vec![newest.1.endpoint.clone()];
         let mut round = 1;
         loop {
-            tried.push(answer.endpoint.clone());
-            let last = match judged {
-                Judged::Good => return Ok(answer),
-                Judged::Older(revision) => {
-                    if newest.as_ref().is_none_or(|(newest, _)| *newest < revision) {
-                        newest = Some((revision, answer));
-                    }
-                    None
-                }
-                Judged::Broken(status) => Some(status),
-            };
             let other = match upstream.has_another(caller, &tried) {
                 true => upstream.call_beyond(caller, method, body.clone(), &tried).await,
-                false => Err(last.unwrap_or_else(status::no_endpoints)),
+                false => Err(status::no_endpoints()),
             };
-            answer = match (other, newest.take()) {
-                (Ok(other), kept) => {
-                    newest = kept;
-                    other
-                }
-                (Err(status), None) => return Err(status),
+            let answer = match other {
+                Ok(other) => other,
                 // What another member could not answer is no reason to withhold what one could.
-                (Err(_), Some((revision, newest))) if !self.is_strict => {
-                    caller.connection.shown.fall_back(revision);
-                    return Ok(newest);
+                Err(_) if !self.is_strict => {
+                    caller.connection.shown.fall_back(newest.0);
+                    return Ok(newest.1);
                 }
-                (Err(_), Some(_)) if round == ROUNDS => return Err(status::no_greater_revision()),
-                (Err(_), Some(_)) => {
+                Err(_) if round == ROUNDS => return Err(status::no_greater_revision()),
+                Err(_) => {
                     tokio::time::sleep(PAUSE * round).await;
                     round += 1;
                     tried.clear();
                     upstream.call(caller, method, body.clone()).await?
                 }
             };
-            judged = judge(&mut answer, floor).await;
+            tried.push(answer.endpoint.clone());
+            match too_old(&answer, floor) {
+                None => return Ok(answer),
+                Some(revision) if revision > newest.0 => newest = (revision, answer),
+                Some(_) => (),
+            }
         }
     }
 
@@ -125,31 +110,13 @@ pub fn linearized(message: &[u8]) -> Bytes {
     Bytes::from([message, NOT_SERIALIZABLE].concat())
 }
 
-enum Judged {
-    /// As far as can be seen.
-    Good,
-    /// It shows this revision, and the caller has seen a newer one.
-    Older(i64),
-    /// It broke off before any of it came.
-    Broken(Status),
-}
-
-async fn judge(answer: &mut Answer, floor: i64) -> Judged {
-    if answer.code().is_some() {
-        return Judged::Good;
-    }
-    let endpoint = answer.endpoint.clone();
-    match answer.body.peek().await {
-        Some(Ok(data)) if data.first() == Some(&0) => {
-            let Some(header) = wire::header(data.get(framing::PREFIX_LEN..).unwrap_or_default()) else {
-                return Judged::Good;
-            };
-            endpoint.note_member(header.member_id);
-            if header.revision < floor { Judged::Older(header.revision) } else { Judged::Good }
-        }
-        Some(Err(status)) => Judged::Broken(status),
-        Some(Ok(_)) | None => Judged::Good,
-    }
+/// The revision that an answer shows, if its caller has seen a newer one.
+fn too_old(answer: &Answer, floor: i64) -> Option<i64> {
+    // The header comes first in a message, and a message that is compressed cannot be looked into.
+    let first = answer.body.first().filter(|data| data.first() == Some(&0))?;
+    let header = wire::header(first.get(framing::PREFIX_LEN..)?)?;
+    answer.endpoint.note_member(header.member_id);
+    (header.revision < floor).then_some(header.revision)
 }
 
 /// Whether one member answers this by itself: a read, or a transaction of nothing but serializable reads. Any other may
