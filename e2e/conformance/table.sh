@@ -2,12 +2,12 @@
 # Turns the outcome of run.sh into docs/conformance.md: what of etcd's own suites
 # passes through our proxy, beside what passes through etcd's own.
 #
-# usage: table.sh EXPLAINED    lines of "suite test result seconds why"; prints to stdout
+# usage: table.sh EXPLAINED RETRIED   lines of "suite test result seconds why" and "suite test why"; prints to stdout
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$(dirname "$here")")
-explained=$1
+explained=$1 retried=$2
 
 version() { sed -n "s|.*$2 v\([^ ]*\).*|\1|p" "$root/tools/$1/go.mod" | head -n 1; }
 etcd=$(version etcd-3.7 go.etcd.io/etcd/server/v3)
@@ -60,6 +60,19 @@ awk -F'\t' '
   FILENAME == ARGV[1] { base[$1 FS $2] = $3; next }
   $3 != "PASS" { printf "| %s | %s | %s | %s | %s |\n", $1, $2, tolower($3), tolower(base[$1 FS $2]), $5 }
 ' "$here/baseline.tsv" "$explained"
+
+if [[ -s $retried ]]; then
+  cat <<'EOF'
+
+## What passed at the second try only
+
+These failed beside another test, and passed when they were run once more, alone.
+
+| suite | test | what it said at first |
+|---|---|---|
+EOF
+  awk -F'\t' '{ printf "| %s | %s | %s |\n", $1, $2, $3 }' "$retried"
+fi
 
 cat <<'EOF'
 
