@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -139,11 +140,16 @@ impl Requests {
 
     /// The next message, or `None` when the client has closed its half.
     pub async fn next(&mut self) -> Option<Result<Bytes, Status>> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The same.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
         if let Err(status) = self.check_encoding() {
-            return Some(Err(status));
+            return Poll::Ready(Some(Err(status)));
         }
         loop {
-            self.until_earned().await;
+            ready!(self.poll_earned(context));
             match self.decoder.next() {
                 Ok(Some(message)) => {
                     if let Some(throttle) = &mut self.throttle {
@@ -156,17 +162,17 @@ impl Requests {
                     if let (Some(note), Ok(message)) = (&self.note, &message) {
                         note.message(message);
                     }
-                    return Some(message);
+                    return Poll::Ready(Some(message));
                 }
                 Ok(None) => (),
-                Err(error) => return Some(Err(self.refuse_frame(error))),
+                Err(error) => return Poll::Ready(Some(Err(self.refuse_frame(error)))),
             }
-            match self.data().await {
+            match ready!(self.poll_data(context)) {
                 Some(Ok(data)) => self.decoder.push(&data),
-                Some(Err(status)) => return Some(Err(status)),
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
                 // As in grpc-go, a frame that broke off before its length is none.
-                None if self.decoder.is_before_a_message() => return None,
-                None => return Some(Err(status::request_cut_short())),
+                None if self.decoder.is_before_a_message() => return Poll::Ready(None),
+                None => return Poll::Ready(Some(Err(status::request_cut_short()))),
             }
         }
     }
@@ -223,18 +229,20 @@ impl Requests {
         }
     }
 
-    /// Waits until the client has earned what it sent. May be broken off at any time.
-    async fn until_earned(&mut self) {
-        if let Some(throttle) = &mut self.throttle {
-            poll_fn(|context| throttle.poll_ready(context)).await;
-        }
+    /// Ready when the client has earned what it sent.
+    fn poll_earned(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.throttle.as_mut().map_or(Poll::Ready(()), |throttle| throttle.poll_ready(context))
     }
 
     /// The next piece of the request as it stood on the wire.
     pub async fn data(&mut self) -> Option<Result<Bytes, Status>> {
-        self.until_earned().await;
-        let data = poll_fn(|context| self.stream.poll_data(context)).await?;
-        Some(data.map_err(|error| status::client_gone(&error)).inspect(|data| {
+        poll_fn(|context| self.poll_data(context)).await
+    }
+
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        ready!(self.poll_earned(context));
+        let Some(data) = ready!(self.stream.poll_data(context)) else { return Poll::Ready(None) };
+        Poll::Ready(Some(data.map_err(|error| status::client_gone(&error)).inspect(|data| {
             if let Some(volume) = &self.volume {
                 volume.received.fetch_add(data.len() as u64, Ordering::Relaxed);
             }
@@ -243,7 +251,7 @@ impl Requests {
             }
             // It fails only for a stream that is gone, which the next read reports.
             let _ = self.stream.flow_control().release_capacity(data.len());
-        }))
+        })))
     }
 
     /// What the first message said of its own length, for the words of the refusal.
@@ -340,25 +348,21 @@ impl Replies {
     }
 
     /// Ready when what was sent is earned, or the client is gone.
-    fn poll_earned(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Gone>> {
+    fn poll_earned(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         if let Some(throttle) = &mut self.throttle
             && throttle.poll_ready(context).is_pending()
         {
             return self.poll_gone(context).map(Err);
         }
-        std::task::Poll::Ready(Ok(()))
+        Poll::Ready(Ok(()))
     }
 
     /// Asks for room to send, and gets what there is; `Pending` until there is some.
-    pub fn poll_room(
-        &mut self,
-        context: &mut std::task::Context<'_>,
-        wanted: usize,
-    ) -> std::task::Poll<Result<usize, Gone>> {
-        if std::task::ready!(self.poll_earned(context)).is_err() {
-            return std::task::Poll::Ready(Err(Gone));
+    pub fn poll_room(&mut self, context: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, Gone>> {
+        if ready!(self.poll_earned(context)).is_err() {
+            return Poll::Ready(Err(Gone));
         }
-        let Some(send) = self.client.send.as_mut() else { return std::task::Poll::Ready(Err(Gone)) };
+        let Some(send) = self.client.send.as_mut() else { return Poll::Ready(Err(Gone)) };
         send.reserve_capacity(wanted);
         send.poll_capacity(context).map(|capacity| match capacity {
             Some(Ok(capacity)) => Ok(capacity),
@@ -421,7 +425,7 @@ impl Replies {
         poll_fn(|context| self.poll_gone(context)).await
     }
 
-    pub fn poll_gone(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Gone> {
+    pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<Gone> {
         let reset = match &mut self.client.send {
             Some(send) => send.poll_reset(context),
             None => self.client.respond.poll_reset(context),

@@ -159,7 +159,7 @@ impl Router {
         if method.lane == Lane::Range
             && let Some(cache) = &self.cache
         {
-            return cache.serve(&forward, &caller, method, requests, replies, deadline).await;
+            return Box::pin(cache.serve(&forward, &caller, method, requests, replies, deadline)).await;
         }
         match method.lane {
             Lane::LeaseGrant | Lane::LeaseTimeToLive | Lane::LeaseLeases if caller.namespace().leases().is_some() => {
@@ -171,7 +171,12 @@ impl Router {
             Lane::Forward | Lane::Compact | Lane::Range | Lane::LeaseGrant | Lane::LeaseTimeToLive => {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
-            Lane::Watch => Box::pin(watch::serve(&self.hub, &self.bell, &caller, requests, replies, deadline)).await,
+            Lane::Watch => {
+                let watching = Box::pin(watch::serve(&self.hub, &self.bell, &caller, requests, replies, deadline));
+                // Its metadata are not needed any more, and watches live long.
+                drop(caller);
+                watching.await
+            }
             Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies, deadline)).await,
             Lane::LeaseLeases if caller.namespace().is_empty() => {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await

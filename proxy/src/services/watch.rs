@@ -22,6 +22,8 @@ pub mod live;
 mod log;
 mod ranges;
 pub mod reader;
+mod sayings;
+mod seldom;
 mod session;
 
 use bell::Bell;
@@ -31,7 +33,8 @@ use session::Session;
 /// Serves one client stream to its end.
 ///
 /// Watches are many and live long, so their memory counts. An `async fn` would hold all of its arguments twice, as they
-/// came and as its body has them; a block that owns them and lends them out holds each once.
+/// came and as its body has them; a block that owns them and lends them out holds each once. Of the caller it holds
+/// nothing.
 pub fn serve(
     hub: &Arc<Hub>,
     bell: &Arc<Bell>,
@@ -39,7 +42,7 @@ pub fn serve(
     mut requests: Requests,
     mut replies: Replies,
     deadline: Option<Instant>,
-) -> impl Future<Output = Outcome> + Send {
+) -> impl Future<Output = Outcome> + Send + use<> {
     let mut session = Session::new(hub, bell, caller);
     async move {
         let status = session.run(&mut requests, &mut replies, deadline).await?;

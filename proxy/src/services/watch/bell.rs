@@ -4,17 +4,19 @@
 //! the thread would begin to write while the feed still wakes the rest: many small writes instead of one large one.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc, Mutex, MutexGuard,
     atomic::{AtomicBool, Ordering},
 };
 
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::inbox::Inbox;
+use super::{inbox::Inbox, sayings::Sayings};
 
 /// One per thread that serves connections. Holds each inbox at most once, so it is bounded by the thread's sessions.
 #[derive(Debug, Default)]
 pub struct Bell {
+    /// What the thread's sessions say in the same words. Only they ask for it, so the lock is never waited for.
+    sayings: Mutex<Sayings>,
     waiting: Mutex<Vec<Arc<Inbox>>>,
     is_rung: AtomicBool,
     notify: Notify,
@@ -26,6 +28,10 @@ impl Bell {
         let bell = Arc::<Self>::default();
         tokio::spawn(wake_those_who_wait(bell.clone()));
         bell
+    }
+
+    pub fn sayings(&self) -> MutexGuard<'_, Sayings> {
+        self.sayings.lock().expect("nothing panics while it holds what is said")
     }
 
     /// Wakes the session of this inbox, which has just heard something.

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 use prost::Message as _;
 
-use super::log::{Batch, Event};
+use super::{
+    log::{Batch, Event},
+    sayings::Words,
+};
 use crate::rules::{event::EventKind, framing, keys::KeyRange, wire};
 
 /// What a client asked for when it created its watch.
@@ -32,6 +35,9 @@ pub struct Cursor {
 /// A response with more bytes than this is cut into fragments for a client that asked for them: etcd's
 /// `--max-request-bytes` and the overhead that it grants to gRPC.
 pub const FRAGMENT_BYTES: usize = 1_572_864 + 512 * 1024;
+
+/// The most that stands before the events: the header, of four numbers, the watch's id, and that it is a fragment.
+const MAX_BEFORE_EVENTS: usize = 2 + 4 * 11 + 11 + 2;
 
 /// Fields of `WatchResponse`.
 const HEADER: u32 = 1;
@@ -88,7 +94,22 @@ impl Cursor {
     }
 }
 
+/// The bytes of a framed message that shows all of a batch, about; never less than it takes.
+pub fn whole_len(batch: &Batch, words: &Words) -> usize {
+    framing::PREFIX_LEN + MAX_BEFORE_EVENTS + batch.fields(words.prev_kv).0.len()
+}
+
+/// Appends a framed message that shows all of a batch.
+pub fn put_whole(out: &mut BytesMut, batch: &Batch, words: &Words) {
+    put_response(out, &batch.header, words.watch_id, false, &[batch.fields(words.prev_kv).0]);
+}
+
 impl Wishes {
+    /// Whether all events are wanted, each batch as one message.
+    pub fn are_plain(&self) -> bool {
+        !self.filters() && !self.fragment
+    }
+
     fn wants(&self, kind: EventKind) -> bool {
         match kind {
             EventKind::Put => !self.no_put,
@@ -123,26 +144,26 @@ fn put_fragments(out: &mut BytesMut, header: &ResponseHeader, watch_id: i64, eve
 
 /// Appends one framed `WatchResponse` of events that are encoded already.
 fn put_response(out: &mut BytesMut, header: &ResponseHeader, watch_id: i64, fragment: bool, events: &[&[u8]]) {
-    let header_len = header.encoded_len();
-    let id_len = if watch_id == 0 { 0 } else { 1 + wire::varint_len(watch_id as u64) };
     let events_len: usize = events.iter().map(|event| event.len()).sum();
-    let len = wire::bytes_field_len(HEADER, header_len) + id_len + if fragment { 2 } else { 0 } + events_len;
-    out.reserve(framing::PREFIX_LEN + len);
-    out.put_u8(0);
-    out.put_u32(
-        u32::try_from(len).expect("a response is bounded by the messages that are taken from etcd, below 4 GiB"),
-    );
-    wire::put_bytes_header(out, HEADER, header_len);
-    header.encode_raw(out);
+    // All that stands before the events goes out as one piece.
+    let mut head = [0; framing::PREFIX_LEN + MAX_BEFORE_EVENTS];
+    let mut rest = &mut head[framing::PREFIX_LEN..];
+    wire::put_bytes_header(&mut rest, HEADER, header.encoded_len());
+    header.encode_raw(&mut rest);
     if watch_id != 0 {
-        wire::put_varint(out, u64::from(WATCH_ID) << 3);
-        wire::put_varint(out, watch_id as u64);
+        wire::put_varint(&mut rest, u64::from(WATCH_ID) << 3);
+        wire::put_varint(&mut rest, watch_id as u64);
     }
     if fragment {
-        wire::put_varint(out, u64::from(FRAGMENT) << 3);
-        wire::put_varint(out, 1);
+        wire::put_varint(&mut rest, u64::from(FRAGMENT) << 3);
+        wire::put_varint(&mut rest, 1);
     }
-    for event in events {
-        out.extend_from_slice(event);
-    }
+    let head_len = MAX_BEFORE_EVENTS - rest.len();
+    let len = u32::try_from(head_len + events_len);
+    let len = len.expect("a response is bounded by the messages that are taken from etcd, below 4 GiB");
+    // The flag before the length says that nothing is compressed.
+    head[1..framing::PREFIX_LEN].copy_from_slice(&len.to_be_bytes());
+    out.reserve(framing::PREFIX_LEN + head_len + events_len);
+    out.extend_from_slice(&head[..framing::PREFIX_LEN + head_len]);
+    events.iter().for_each(|event| out.extend_from_slice(event));
 }

@@ -57,7 +57,8 @@ pub struct Opening {
 
 #[derive(Clone)]
 struct Entry {
-    range: KeyRange,
+    /// Shared with those who use the log, who are many.
+    range: Arc<KeyRange>,
     prev_kv: bool,
     log: Arc<Log>,
     uses: usize,
@@ -92,10 +93,10 @@ pub struct Settled {
 impl Directory {
     /// The log for a range, counted as used: a covering one, the widest first. One that is open goes before one that is
     /// still being opened; of these only those are joined that were made for others or are the very range.
-    pub fn join(&mut self, range: &KeyRange, prev_kv: bool, contained: bool) -> Option<(KeyRange, Arc<Log>)> {
-        let serves = |entry: &&Entry| contained || entry.range == *range;
+    pub fn join(&mut self, range: &KeyRange, prev_kv: bool, contained: bool) -> Option<(Arc<KeyRange>, Arc<Log>)> {
+        let serves = |entry: &&Entry| contained || *entry.range == *range;
         let open = self.find(range, prev_kv, |entry| serves(&entry) && entry.log.is_opened());
-        let opening = |entry: &Entry| serves(&entry) && (entry.role == Role::Made || entry.range == *range);
+        let opening = |entry: &Entry| serves(&entry) && (entry.role == Role::Made || *entry.range == *range);
         let found = open.or_else(|| self.find(range, prev_kv, opening))?;
         let entry = self.entry(&found.range, &found.log)?;
         entry.uses += 1;
@@ -103,12 +104,13 @@ impl Directory {
     }
 
     /// Takes in a new log for one who asked. A past start is kept only while nobody else is here to be disturbed.
-    pub fn add(&mut self, opening: &Opening) {
+    pub fn add(&mut self, opening: &Opening) -> Arc<KeyRange> {
         let role = if opening.start_revision > 0 { Role::Alone } else { Role::Asked };
-        self.insert(opening, role, 1);
+        let range = self.insert(opening, role, 1);
         for prefix in prefixes(&opening.range) {
             *self.below.entry(prefix).or_default() += 1;
         }
+        range
     }
 
     pub fn is_empty(&self) -> bool {
@@ -278,12 +280,15 @@ impl Directory {
         })
     }
 
-    fn insert(&mut self, opening: &Opening, role: Role, uses: usize) {
+    fn insert(&mut self, opening: &Opening, role: Role, uses: usize) -> Arc<KeyRange> {
         let Opening { range, prev_kv, log, .. } = opening.clone();
-        let entry = Entry { range, prev_kv, log, uses, since: Instant::now(), role, was_asked: uses > 0 };
+        let range = Arc::new(range);
+        let entry =
+            Entry { range: range.clone(), prev_kv, log, uses, since: Instant::now(), role, was_asked: uses > 0 };
         self.logs.or_insert_with(&opening.range, Vec::new).push(entry);
         self.count += 1;
         self.is_unsettled = true;
+        range
     }
 
     fn remove(&mut self, range: &KeyRange, log: &Arc<Log>) {

@@ -1,16 +1,17 @@
 //! Where a session hears that one of its watches has something to read.
 
 use std::{
-    collections::HashSet,
+    future::poll_fn,
     hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
 };
 
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 
 use super::bell::Bell;
 
@@ -35,21 +36,21 @@ impl Hasher for NumberHasher {
     }
 }
 
-/// Filled by logs and the feed, emptied by the one session that owns it. Holds each watch at most once, so it is
-/// bounded by the session's watches.
+/// Filled by logs and the feed, emptied by the one session that owns it. A log tells a reader that has nothing to read
+/// once, and again only when that one has read all, so the inbox is bounded by the session's watches.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    notify: Notify,
+    owner: AtomicWaker,
     /// Wakes the owner together with the other sessions of its thread; without one it is woken by itself.
     bell: Option<Arc<Bell>>,
     content: Mutex<Content>,
     /// Set while it has rung and nobody has looked, so that a burst rings once.
-    rung: AtomicBool,
+    has_rung: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Content {
-    ready: HashSet<u64, NumberHash>,
+    ready: Vec<u64>,
     progress: Option<ResponseHeader>,
 }
 
@@ -61,7 +62,7 @@ impl Inbox {
 
     /// A watch has something to read.
     pub fn wake(self: &Arc<Self>, watch: u64) {
-        self.content.lock().expect("nothing panics while it holds an inbox").ready.insert(watch);
+        self.content.lock().expect("nothing panics while it holds an inbox").ready.push(watch);
         self.ring();
     }
 
@@ -72,7 +73,7 @@ impl Inbox {
     }
 
     fn ring(self: &Arc<Self>) {
-        if self.rung.swap(true, Ordering::AcqRel) {
+        if self.has_rung.swap(true, Ordering::AcqRel) {
             return;
         }
         match &self.bell {
@@ -83,19 +84,28 @@ impl Inbox {
 
     /// Lets the owner hear that something has come.
     pub fn notify(&self) {
-        self.notify.notify_one();
+        self.owner.wake();
     }
 
     /// Returns when there may be something in the inbox.
     pub async fn heard(&self) {
-        self.notify.notified().await;
+        poll_fn(|context| self.poll_heard(context)).await;
     }
 
-    /// Takes what is there: the watches that may read on, each once, and an answer to a progress request.
+    /// The same. Only the owner asks, and one at a time.
+    pub fn poll_heard(&self, context: &Context<'_>) -> Poll<()> {
+        // Whoever rings after the look finds the waker, and is seen by the look if it was before.
+        self.owner.register(context.waker());
+        if self.has_rung.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Takes what is there: the watches that may read on, and an answer to a progress request.
     pub fn take(&self, ready: &mut Vec<u64>) -> Option<ResponseHeader> {
-        self.rung.store(false, Ordering::Release);
+        if !self.has_rung.swap(false, Ordering::AcqRel) {
+            return None;
+        }
         let mut content = self.content.lock().expect("nothing panics while it holds an inbox");
-        ready.extend(content.ready.drain());
+        ready.append(&mut content.ready);
         content.progress.take()
     }
 }

@@ -16,6 +16,7 @@ use super::{
     cursor::{Cursor, Wishes},
     inbox::Inbox,
     log::{BatchBuilder, Budget, Log, Read, Seat, Subscriber},
+    sayings::Sayings,
 };
 use crate::rules::{framing::Decoder, keys::KeyRange, namespace::Namespace};
 
@@ -153,9 +154,14 @@ impl Reader {
         Self { cursor, log: log.clone(), seat: subscribe(log, start), out: BytesMut::new() }
     }
 
-    /// Reads at most this many batches; when it has fallen off the log, etcd gives it a new one from its next revision.
-    fn read(&mut self, store: &Store, sent: i64, batches: usize) {
+    /// Reads at most this many batches or runs of them; when it has fallen off the log, etcd gives it a new one from its
+    /// next revision.
+    fn read(&mut self, store: &Store, sayings: &mut Sayings, sent: i64, batches: usize) {
         for _ in 0..batches {
+            if let Some((saying, _)) = sayings.read(&self.log, self.seat, &mut self.cursor) {
+                self.out.extend_from_slice(&saying.bytes);
+                continue;
+            }
             match self.log.read(self.seat) {
                 Read::Batch(batch) => {
                     self.cursor.show(&batch, &mut self.out);
@@ -204,18 +210,18 @@ proptest! {
             .into_iter()
             .map(|(wishes, start, pace)| (Reader::join(&log, start.max(1), wishes), start, pace))
             .collect();
-        let mut sent = 0;
+        let (mut sent, mut sayings) = (0, Sayings::default());
         for (count, cut, repeat) in steps.into_iter().chain([(i64::MAX / 2, 0, 0)]) {
             let to = (sent + count).min(store.last_revision());
             // A resumed stream may repeat what has come already.
             store.send(&log, (sent + 1 - repeat).max(0), to, cut);
             sent = to;
             for (reader, _, pace) in &mut readers {
-                reader.read(&store, sent, *pace);
+                reader.read(&store, &mut sayings, sent, *pace);
             }
         }
         for (reader, start, _) in &mut readers {
-            reader.read(&store, sent, usize::MAX);
+            reader.read(&store, &mut sayings, sent, usize::MAX);
             prop_assert_eq!(reader.shown(), store.expected(*start, reader.cursor.wishes));
         }
     }
@@ -237,7 +243,7 @@ fn a_large_revision_is_cut_into_fragments_only_for_those_who_asked() {
         let log = shared_log(usize::MAX);
         let mut reader = Reader::join(&log, 1, Wishes { fragment, ..Wishes::default() });
         store.send(&log, 0, 2, usize::MAX);
-        reader.read(&store, 2, usize::MAX);
+        reader.read(&store, &mut Sayings::default(), 2, usize::MAX);
         assert_eq!(reader.shown().len(), 5);
         let mut decoder = Decoder::new(usize::MAX);
         decoder.push(&reader.out.clone().freeze());

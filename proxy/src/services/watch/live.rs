@@ -37,10 +37,10 @@ pub struct LiveFeed {
 pub struct LogUse {
     feed: Arc<LiveFeed>,
     /// What the watch is on, with the namespace.
-    range: KeyRange,
+    range: Arc<KeyRange>,
     prev_kv: bool,
-    /// The log's own range.
-    log_range: KeyRange,
+    /// The log's own range, mostly the same.
+    log_range: Arc<KeyRange>,
     pub log: Arc<Log>,
     /// The part of the log that the watch is on, without the namespace; `None` is all of it.
     pub part: Option<Arc<KeyRange>>,
@@ -99,17 +99,18 @@ impl LiveFeed {
         let Wanted { range, start_revision, prev_kv } = wanted;
         let mut directory = self.lock();
         if let Some((log_range, log)) = directory.join(range, *prev_kv, contained) {
-            let part = (log_range != *range).then(|| Arc::new(self.parts.caller.namespace().strip_range(range)));
+            let part = (*log_range != *range).then(|| Arc::new(self.parts.caller.namespace().strip_range(range)));
             if part.is_some() {
                 self.parts.metrics.watches_contained.inc();
             }
-            let (feed, range) = (self.clone(), range.clone());
+            let range = if part.is_some() { Arc::new(range.clone()) } else { log_range.clone() };
+            let feed = self.clone();
             return (LogUse { feed, range, prev_kv: *prev_kv, log_range, log, part }, false);
         }
         let is_past = directory.is_empty() && (1..=newest).contains(start_revision);
         let start_revision = if is_past { *start_revision } else { 0 };
         let opening = Opening { range: range.clone(), prev_kv: *prev_kv, log: self.new_log(), start_revision };
-        directory.add(&opening);
+        let log_range = directory.add(&opening);
         let prefix = self.parts.caller.namespace().prefix();
         let crowded = directory.crowded(range, *prev_kv, prefix, self.settings.coalesce_threshold);
         let log = opening.log.clone();
@@ -121,7 +122,7 @@ impl LiveFeed {
             directory.make(&opening);
             self.open(opening);
         }
-        let (feed, range, log_range) = (self.clone(), range.clone(), range.clone());
+        let (feed, range) = (self.clone(), log_range.clone());
         (LogUse { feed, range, prev_kv: *prev_kv, log_range, log, part: None }, true)
     }
 
@@ -166,7 +167,7 @@ impl LogUse {
         if !self.log.has_sent_away(self.part.is_some()) {
             return;
         }
-        let wanted = Wanted { range: self.range.clone(), start_revision: 0, prev_kv: self.prev_kv };
+        let wanted = Wanted { range: KeyRange::clone(&self.range), start_revision: 0, prev_kv: self.prev_kv };
         let (live, _) = self.feed.clone().log(&wanted, 0, true);
         self.feed.parts.metrics.watch_moves.inc();
         *self = live;
@@ -187,7 +188,7 @@ impl LogUse {
         let seat = seat.expect("the log begins at this revision, and nobody has put anything into it yet");
         let duty = Duty::CatchUp { live: self.log.clone(), gate: settings.catch_ups.clone() };
         let feed = Feed::start(parts.clone(), duty);
-        let (range, prev_kv) = (self.range.clone(), self.prev_kv);
+        let (range, prev_kv) = (KeyRange::clone(&self.range), self.prev_kv);
         feed.send(Command::Open(Opening { range, prev_kv, log: log.clone(), start_revision: next_revision }));
         CatchUp { log, seat, _feed: feed, catching_up: parts.metrics.watches_catching_up.clone() }
     }

@@ -5,7 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -62,11 +65,30 @@ pub struct Refused {
     pub reason: String,
 }
 
+/// Batches that a reader of the whole log reads at once, by their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Run {
+    /// Of all logs that there ever were, which a place in memory does not tell.
+    log: u64,
+    from: u64,
+    upto: u64,
+}
+
+/// What a run holds.
+pub enum RunOf<T> {
+    Known(T),
+    Batches(Run, Vec<Arc<Batch>>),
+}
+
+/// A log's number among all that there ever were.
+static LOGS: AtomicU64 = AtomicU64::new(0);
+
 /// Tells a log from all others that there are at the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LogId(usize);
 
 pub struct Log {
+    number: u64,
     max_bytes: usize,
     state: Mutex<State>,
     opened: watch::Sender<Option<Opened>>,
@@ -96,11 +118,22 @@ impl Budget {
     }
 }
 
+/// A batch in its place.
+struct Held {
+    batch: Arc<Batch>,
+    /// The bytes of all events of the log before it.
+    begins: u64,
+}
+
 struct State {
-    batches: VecDeque<Arc<Batch>>,
+    batches: VecDeque<Held>,
     /// The number of the first batch held.
     first: u64,
     bytes: usize,
+    /// The bytes of all events that ever came.
+    passed: u64,
+    /// The first batch from which on each holds events, and none of a revision that the one before holds.
+    plain_from: u64,
     covered_from: i64,
     covered_to: i64,
     /// Whether etcd has reached the present on it. A watch from now is there from its start.
@@ -135,6 +168,8 @@ impl Log {
             batches: VecDeque::new(),
             first: 0,
             bytes: 0,
+            passed: 0,
+            plain_from: 0,
             covered_from,
             covered_to: covered_from - 1,
             is_level: false,
@@ -144,7 +179,8 @@ impl Log {
             sample: Sample::default(),
         };
         let (state, opened) = (Mutex::new(state), watch::Sender::new(None));
-        Self { max_bytes, state, opened, room: Notify::new(), budget }
+        let number = LOGS.fetch_add(1, Ordering::Relaxed);
+        Self { number, max_bytes, state, opened, room: Notify::new(), budget }
     }
 
     /// Notes etcd's answer to the create of a watch that begins at this revision; zero is now, which is after the
@@ -283,7 +319,7 @@ impl Log {
         if revision < state.covered_from {
             return None;
         }
-        let skipped = state.batches.partition_point(|batch| batch.last_revision() < revision);
+        let skipped = state.batches.partition_point(|held| held.batch.last_revision() < revision);
         let next = state.first + skipped as u64;
         let since = revision;
         let last = state.first + state.batches.len() as u64;
@@ -319,9 +355,10 @@ impl Log {
         let Some(index) = reader.next.checked_sub(first) else {
             return Read::Fallen { next_revision: reader.since };
         };
-        let Some(batch) = state.batches.get(usize::try_from(index).unwrap_or(usize::MAX)).cloned() else {
+        let Some(held) = state.batches.get(usize::try_from(index).unwrap_or(usize::MAX)) else {
             return Read::Wait;
         };
+        let batch = held.batch.clone();
         if let Some(reader) = state.readers.get_mut(seat) {
             reader.since = reader.since.max(batch.last_revision() + 1);
             reader.next += 1;
@@ -335,6 +372,54 @@ impl Log {
             self.room.notify_one();
         }
         Read::Batch(batch)
+    }
+
+    /// Takes what is next for a reader of the whole log who wants all of it from `next_revision` on, if others read it
+    /// too: some batches of events at once, about `max_bytes` of them. `known` may know already what a run holds. Says
+    /// also whether there may be more. A catch-up, which has one reader, is read by [`Log::read`].
+    pub fn read_run<T>(
+        &self,
+        seat: Seat,
+        next_revision: i64,
+        max_bytes: u64,
+        known: impl FnOnce(Run) -> Option<T>,
+    ) -> Option<(RunOf<T>, bool)> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let (first, last) = (state.first, state.first + state.batches.len() as u64);
+        if self.budget.is_none() || !state.readers.has_several_of_whole() {
+            return None;
+        }
+        let reader = state.readers.get_mut(seat).filter(|reader| reader.subscriber.part.is_none())?;
+        let from = reader.next;
+        if !reader.has_something() || from < first || from < state.plain_from {
+            return None;
+        }
+        let start = usize::try_from(from - first).ok()?;
+        let next = state.batches.get(start)?;
+        if next.batch.first_revision()? < next_revision {
+            return None;
+        }
+        let bound = next.begins + max_bytes;
+        let upto = match state.passed <= bound {
+            true => last,
+            // The first whatever its size, and the others as far as they end before the bound.
+            false => {
+                let beginning_within = state.batches.partition_point(|held| held.begins <= bound);
+                (first + beginning_within as u64 - 1).max(from + 1)
+            }
+        };
+        let end = usize::try_from(upto - first).ok()?;
+        let shown = state.batches.get(end - 1)?.batch.last_revision();
+        reader.since = reader.since.max(shown + 1);
+        reader.next = upto;
+        let may_be_more = reader.has_something() || state.end.is_some();
+        let run = Run { log: self.number, from, upto };
+        let content = match known(run) {
+            Some(known) => RunOf::Known(known),
+            None => RunOf::Batches(run, state.batches.range(start..end).map(|held| held.batch.clone()).collect()),
+        };
+        Some((content, may_be_more))
     }
 
     /// The parts of the log that have readers.
@@ -366,8 +451,12 @@ impl Log {
             budget.used.add(signed(weight));
         }
         let number = state.first + state.batches.len() as u64;
+        if batch.first_revision().is_none_or(|first| first < since) {
+            state.plain_from = number + 1;
+        }
         let batch = Arc::new(batch);
-        state.batches.push_back(batch.clone());
+        state.batches.push_back(Held { batch: batch.clone(), begins: state.passed });
+        state.passed += batch.events_len() as u64;
         // One batch is kept whatever its size: it is on its way to the readers that are awake.
         while state.batches.len() > 1 && (state.bytes > self.max_bytes || self.is_over_budget()) {
             self.drop_first(state);
@@ -384,7 +473,7 @@ impl Log {
     }
 
     fn drop_first(&self, state: &mut State) {
-        if let Some(batch) = state.batches.pop_front() {
+        if let Some(Held { batch, .. }) = state.batches.pop_front() {
             state.bytes -= batch.weight();
             if let Some(budget) = &self.budget {
                 budget.used.sub(signed(batch.weight()));
@@ -408,7 +497,7 @@ impl State {
         while reader.has_something() {
             let Some(index) = reader.next.checked_sub(first) else { return };
             match batches.get(usize::try_from(index).unwrap_or(usize::MAX)) {
-                Some(batch) if !reader.wants(batch) => reader.next += 1,
+                Some(held) if !reader.wants(&held.batch) => reader.next += 1,
                 _ => return,
             }
         }

@@ -4,10 +4,10 @@
 //! creates come from afar.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     future::poll_fn,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -27,6 +27,8 @@ use super::{
     inbox::{Inbox, NumberHash},
     live::{CatchUp, LiveFeed, LogUse},
     log::{End, Read, Refused, Seat, Subscriber},
+    sayings::Saying,
+    seldom::Seldom,
 };
 use crate::{
     admission,
@@ -56,20 +58,21 @@ pub struct Session {
     hub: Arc<Hub>,
     connection: Arc<Connection>,
     feed: Arc<LiveFeed>,
+    bell: Arc<Bell>,
     inbox: Arc<Inbox>,
-    watches: HashMap<u64, Watch, NumberHash>,
+    /// Boxed, since a table has more places than entries.
+    watches: HashMap<u64, Box<Watch>, NumberHash>,
     /// The client's ids for its watches.
     ids: HashMap<i64, u64>,
     next_key: u64,
     next_id: i64,
-    /// What the client asked and has not been answered.
-    asked: FuturesOrdered<BoxFuture<'static, Asked>>,
-    /// Whose turn it is to be read.
+    /// What the client asked and has not been answered; none while there is nothing, which is nearly always.
+    asked: Option<Box<FuturesOrdered<BoxFuture<'static, Asked>>>>,
+    /// Whose turn it is to be read. Each watch is there once: a client that takes a byte at a time must not make the
+    /// turns grow with every event.
     turns: VecDeque<Turn>,
-    /// The watches among the turns, each of which is there once: a client that takes a byte at a time must not make
-    /// the turns grow with every event.
-    has_turn: HashSet<u64, NumberHash>,
-    /// Framed messages for the client.
+    /// Framed messages for the client: what other clients are told too, and after it what is said to this one.
+    shared: Bytes,
     out: BytesMut,
     last_header: ResponseHeader,
     shown: Shown,
@@ -92,12 +95,13 @@ struct Watch {
     live: LogUse,
     source: Source,
     last_shown: Instant,
+    has_turn: bool,
 }
 
 /// Where a watch reads.
 enum Source {
     Live { seat: Seat },
-    CatchUp(CatchUp),
+    CatchUp(Box<CatchUp>),
 }
 
 /// A request of the client's whose answer is ready to be given.
@@ -123,11 +127,19 @@ struct Create {
     wishes: Wishes,
 }
 
-#[derive(Clone, Copy)]
+/// What a session does next.
+enum Step {
+    /// Read, and send what was read.
+    Turn,
+    Answer(Asked),
+    Request(Option<Result<Bytes, Status>>),
+    End(Status),
+}
+
 enum Turn {
     Watch(u64),
     /// Everything before is in the turns before this one.
-    Progress(ResponseHeader),
+    Progress(Box<ResponseHeader>),
 }
 
 impl Session {
@@ -138,14 +150,15 @@ impl Session {
             feed: hub.feed(caller),
             hub: hub.clone(),
             connection: caller.connection.clone(),
+            bell: bell.clone(),
             inbox: Inbox::at(bell),
             watches: HashMap::default(),
             ids: HashMap::new(),
             next_key: 0,
             next_id: 0,
-            asked: FuturesOrdered::new(),
+            asked: None,
             turns: VecDeque::new(),
-            has_turn: HashSet::default(),
+            shared: Bytes::new(),
             out: BytesMut::new(),
             last_header: ResponseHeader::default(),
             shown: Shown::default(),
@@ -161,41 +174,95 @@ impl Session {
         deadline: Option<std::time::Instant>,
     ) -> Result<Status, Gone> {
         replies.begin(http::HeaderMap::new())?;
-        let feed = self.feed.clone();
-        let failed = feed.failed();
-        tokio::pin!(failed);
-        let late = passed(deadline);
-        tokio::pin!(late);
-        let mut drain = self.hub.drain();
+        let (feed, mut drain) = (self.feed.clone(), self.hub.drain());
+        let end = Seldom::new(async move {
+            tokio::select! {
+                () = drain.signaled() => status::draining(),
+                status = feed.failed() => status,
+                () = passed(deadline) => status::deadline_exceeded(),
+            }
+        });
+        tokio::pin!(end);
         let mut half_closed = false;
         let mut ready = Vec::new();
         loop {
+            // A client that is sent much, or asks for much, lets others have their turn.
+            tokio::task::consume_budget().await;
             let progress = self.inbox.take(&mut ready);
             ready.drain(..).for_each(|key| self.give_turn(key));
-            self.turns.extend(progress.map(Turn::Progress));
+            self.turns.extend(progress.map(|header| Turn::Progress(Box::new(header))));
             self.fill();
             if let Some(status) = self.lost.take() {
                 return Ok(status);
             }
-            let wanted = self.out.len();
-            tokio::select! {
-                sent = send_some(replies, &mut self.out) => sent?,
-                () = drain.signaled() => return Ok(status::draining()),
-                status = &mut failed => return Ok(status),
-                () = &mut late => return Ok(status::deadline_exceeded()),
-                Some(asked) = self.asked.next(), if wanted < OUT_HIGH_WATER => self.answer(asked),
-                request = requests.next(), if !half_closed && self.asked.len() < MAX_UNANSWERED => match request {
-                    Some(Ok(message)) => match WatchRequest::decode(message) {
-                        Ok(request) => self.ask(request),
-                        Err(error) => return Ok(status::malformed(error)),
-                    },
-                    Some(Err(status)) => return Ok(status),
-                    // etcd goes on sending to a client that has nothing more to ask.
-                    None => half_closed = true,
+            let step = poll_fn(|context| {
+                // Its requests are heard also while there is always more to send.
+                let may_send_more = match self.poll_send(replies, context) {
+                    Poll::Ready(sent) => sent.map(|()| true)?,
+                    Poll::Pending => false,
+                };
+                if let Poll::Ready(status) = end.as_mut().poll(context) {
+                    return Poll::Ready(Ok(Step::End(status)));
+                }
+                let has_room = self.waiting() < OUT_HIGH_WATER;
+                if has_room && let Some(unanswered) = &mut self.asked {
+                    match unanswered.poll_next_unpin(context) {
+                        Poll::Ready(Some(asked)) => return Poll::Ready(Ok(Step::Answer(asked))),
+                        Poll::Ready(None) => self.asked = None,
+                        Poll::Pending => (),
+                    }
+                }
+                if !half_closed
+                    && self.asked.as_ref().is_none_or(|asked| asked.len() < MAX_UNANSWERED)
+                    && let Poll::Ready(request) = requests.poll_next(context)
+                {
+                    return Poll::Ready(Ok(Step::Request(request)));
+                }
+                match has_room && !may_send_more {
+                    true => self.inbox.poll_heard(context).map(|()| Ok(Step::Turn)),
+                    false if may_send_more => Poll::Ready(Ok(Step::Turn)),
+                    false => Poll::Pending,
+                }
+            });
+            match step.await? {
+                Step::Turn => (),
+                Step::End(status) => return Ok(status),
+                Step::Answer(asked) => self.answer(asked),
+                Step::Request(Some(Ok(message))) => match WatchRequest::decode(message) {
+                    Ok(request) => self.ask(request),
+                    Err(error) => return Ok(status::malformed(error)),
                 },
-                () = self.inbox.heard(), if wanted < OUT_HIGH_WATER => (),
+                Step::Request(Some(Err(status))) => return Ok(status),
+                // etcd goes on sending to a client that has nothing more to ask.
+                Step::Request(None) => half_closed = true,
             }
         }
+    }
+
+    /// The bytes that are ready for the client.
+    fn waiting(&self) -> usize {
+        self.shared.len() + self.out.len()
+    }
+
+    /// Sends as much as the client's windows take. Ready if more can be made ready then, or if the client is gone.
+    fn poll_send(&mut self, replies: &mut Replies, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        while self.waiting() > 0 {
+            // All room that was found must be used: HTTP/2 says nothing more of what it has given already.
+            let mut room = ready!(replies.poll_room(context, self.waiting()))?;
+            while room > 0 && self.waiting() > 0 {
+                let chunk = if self.shared.is_empty() {
+                    self.out.split_to(room.min(self.out.len())).freeze()
+                } else {
+                    self.shared.split_to(room.min(self.shared.len()))
+                };
+                room -= chunk.len();
+                replies.send(chunk)?;
+            }
+        }
+        if !self.turns.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        replies.poll_gone(context).map(Err)
     }
 
     /// Takes in a request of the client's.
@@ -209,7 +276,7 @@ impl Session {
             // etcd passes over a request without content.
             None => return,
         };
-        self.asked.push_back(asked);
+        self.asked.get_or_insert_default().push_back(asked);
     }
 
     fn ask_create(&self, create: WatchCreateRequest) -> BoxFuture<'static, Asked> {
@@ -273,7 +340,8 @@ impl Session {
         let mut cursor = Cursor { watch_id, next_revision, wishes: created.wishes, part: None };
         let source = self.locate(&live, &mut cursor, key);
         let start_revision = created.start_revision;
-        self.watches.insert(key, Watch { cursor, start_revision, live, source, last_shown: Instant::now() });
+        let watch = Watch { cursor, start_revision, live, source, last_shown: Instant::now(), has_turn: false };
+        self.watches.insert(key, Box::new(watch));
         self.give_turn(key);
     }
 
@@ -317,7 +385,7 @@ impl Session {
         let seat = live.log.subscribe(cursor.next_revision, subscriber());
         let source = match seat {
             Some(seat) => Source::Live { seat },
-            None => Source::CatchUp(live.catch_up(cursor.next_revision, subscriber())),
+            None => Source::CatchUp(Box::new(live.catch_up(cursor.next_revision, subscriber()))),
         };
         cursor.part = live.part.clone().filter(|_| seat.is_some());
         source
@@ -342,23 +410,25 @@ impl Session {
     }
 
     fn give_turn(&mut self, key: u64) {
-        if self.has_turn.insert(key) {
+        if let Some(watch) = self.watches.get_mut(&key)
+            && !std::mem::replace(&mut watch.has_turn, true)
+        {
             self.turns.push_back(Turn::Watch(key));
         }
     }
 
     /// Reads for those whose turn it is, until there is enough to send.
     fn fill(&mut self) {
-        while self.out.len() < OUT_HIGH_WATER {
+        while self.waiting() < OUT_HIGH_WATER {
             match self.turns.pop_front() {
                 None => break,
-                Some(Turn::Progress(header)) => self.show_progress(header),
+                Some(Turn::Progress(header)) => self.show_progress(*header),
                 Some(Turn::Watch(key)) => {
                     if self.read(key) {
                         // There is more: it goes on first, so that a notice of progress behind it stays true.
                         self.turns.push_front(Turn::Watch(key));
-                    } else {
-                        self.has_turn.remove(&key);
+                    } else if let Some(watch) = self.watches.get_mut(&key) {
+                        watch.has_turn = false;
                     }
                 }
             }
@@ -385,6 +455,14 @@ impl Session {
             Source::Live { seat } => (&watch.live.log, *seat),
             Source::CatchUp(own) => (&own.log, own.seat),
         };
+        let said = self.bell.sayings().read(log, seat, &mut watch.cursor);
+        if let Some((saying, may_be_more)) = said {
+            if watch.cursor.wishes.progress_notify {
+                watch.last_shown = Instant::now();
+            }
+            self.repeat(saying);
+            return may_be_more;
+        }
         match log.read(seat) {
             Read::Wait => false,
             Read::Batch(batch) => {
@@ -444,6 +522,23 @@ impl Session {
         }
     }
 
+    /// Says what others are told too.
+    fn repeat(&mut self, saying: Saying) {
+        let Saying { bytes, events, header, last_revision } = saying;
+        if header.revision >= self.last_header.revision {
+            self.last_header = header;
+        }
+        self.shown.events += events;
+        self.shown.event_revision = self.shown.event_revision.max(last_revision);
+        self.shown.revision = self.shown.event_revision.max(self.shown.revision).max(header.revision);
+        // Of many watches of one client the messages go out together; of one alone they need not be copied.
+        if self.waiting() == 0 && self.watches.len() == 1 {
+            self.shared = bytes;
+        } else {
+            self.out.extend_from_slice(&bytes);
+        }
+    }
+
     /// Looks for a watch's place anew, when what it read from has ended or dropped what comes next. It has been shown
     /// all before `next_revision`.
     fn relocate(&mut self, key: u64, next_revision: i64) {
@@ -458,7 +553,7 @@ impl Session {
     /// Tells the client that it has seen everything up to here; as etcd, only if that is so for all its watches.
     fn show_progress(&mut self, header: ResponseHeader) {
         let level =
-            |watch: &Watch| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
+            |watch: &Box<Watch>| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
         if self.watches.is_empty() || !self.watches.values().all(level) {
             return;
         }
@@ -507,16 +602,4 @@ impl Drop for Session {
         }
         self.hub.metrics.watch_streams.dec();
     }
-}
-
-/// Sends as much as the client's windows take, if there is anything to send; fails when the client is gone.
-async fn send_some(replies: &mut Replies, out: &mut BytesMut) -> Result<(), Gone> {
-    let room = poll_fn(|context| match replies.poll_gone(context) {
-        Poll::Ready(gone) => Poll::Ready(Err(gone)),
-        Poll::Pending if out.is_empty() => Poll::Pending,
-        Poll::Pending => replies.poll_room(context, out.len()),
-    });
-    let room = room.await?;
-    let chunk: Bytes = out.split_to(room.min(out.len())).freeze();
-    replies.send(chunk)
 }

@@ -18,6 +18,7 @@ use super::{
         inbox::Inbox,
         live::{LiveFeed, LogUse, Settings},
         log::{Budget, End, Read, Refused, Seat, Subscriber},
+        sayings::Sayings,
     },
     ID, PREFIX, Store, events_of, stores, wishes,
 };
@@ -202,8 +203,8 @@ impl Client {
         }
     }
 
-    /// Reads one batch as a session does. Says whether there may be more.
-    fn read(&mut self, etcd: &Etcd) -> bool {
+    /// Reads one batch, or a run of them, as a session does. Says whether there may be more.
+    fn read(&mut self, etcd: &Etcd, sayings: &mut Sayings) -> bool {
         if self.cancelled.is_some() {
             return false;
         }
@@ -220,6 +221,10 @@ impl Client {
             }
             return false;
         };
+        if let Some((saying, may_be_more)) = sayings.read(&self.live.log, seat, &mut self.cursor) {
+            self.out.extend_from_slice(&saying.bytes);
+            return may_be_more;
+        }
         match self.live.log.read(seat) {
             Read::Batch(batch) => {
                 self.cursor.show(&batch, &mut self.out);
@@ -258,6 +263,7 @@ impl Client {
 
 struct World {
     etcd: Etcd,
+    sayings: Sayings,
     feed: Arc<LiveFeed>,
     clients: Vec<Client>,
 }
@@ -293,7 +299,7 @@ impl World {
         let feed = LiveFeed::with(feed, Parts { upstream, caller, metrics }, settings);
         let watches = Vec::new();
         let etcd = Etcd { store, current: 1, compacted: 0, refuses_prefixes, commands, watches };
-        Self { etcd, feed, clients: Vec::new() }
+        Self { etcd, sayings: Sayings::default(), feed, clients: Vec::new() }
     }
 
     fn take(&mut self, step: Step) {
@@ -309,7 +315,7 @@ impl World {
             Step::Read(number, batches) => {
                 if let Some(client) = self.clients.get_mut(number) {
                     for _ in 0..batches {
-                        client.read(&self.etcd);
+                        client.read(&self.etcd, &mut self.sayings);
                         self.etcd.obey();
                     }
                 }
@@ -368,7 +374,7 @@ impl World {
             self.etcd.progress();
             let mut is_busy = false;
             for client in &mut self.clients {
-                while client.read(&self.etcd) {
+                while client.read(&self.etcd, &mut self.sayings) {
                     is_busy = true;
                     self.etcd.obey();
                 }

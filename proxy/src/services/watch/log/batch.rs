@@ -91,6 +91,16 @@ impl Batch {
         !self.on(range).is_empty()
     }
 
+    /// Of its first event; a notice of progress has none.
+    pub fn first_revision(&self) -> Option<i64> {
+        self.events.first().map(|event| event.mod_revision)
+    }
+
+    /// The bytes of its events, with the previous values that have come.
+    pub fn events_len(&self) -> usize {
+        self.encoded.len()
+    }
+
     pub fn last_revision(&self) -> i64 {
         self.events.last().map_or(self.header.revision, |event| event.mod_revision)
     }

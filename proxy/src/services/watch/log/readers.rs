@@ -130,6 +130,10 @@ impl Readers {
         self.seats.get_mut(seat.0 as usize)?.as_mut()
     }
 
+    pub fn has_several_of_whole(&self) -> bool {
+        self.whole.len() > 1
+    }
+
     /// Whether anyone reads the whole log.
     pub fn has_whole(&self) -> bool {
         !self.whole.is_empty()
