@@ -1,6 +1,6 @@
 //! Watch streams in numbers that nobody needs, and clients that do not read what they asked for.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use etcd_proxy_e2e::Proxy;
 
@@ -154,6 +154,27 @@ fn clients_that_never_read_cost_little_and_hold_up_nobody() {
     drop(stuck);
     expect_metric(&proxy, "etcd_proxy_client_watches", 1.0);
     check_unharmed(&mut proxy, "clients that never read");
+}
+
+#[test]
+fn a_client_that_reads_nothing_for_longer_than_a_ping_may_take_is_not_cut_off_and_misses_nothing() {
+    let (etcd, mut proxy) = proxied(&["--grpc-keepalive-timeout=1s"]);
+    let mut client = watcher(&proxy, WINDOW);
+    send(&mut client, std::iter::once(create(b"key", 0)));
+    expect_messages(&mut client, 1);
+    let value = "v".repeat(100_000);
+    // More than its socket takes and its log holds.
+    for _ in 0..100 {
+        etcd.etcdctl().ok(&["put", "key", &value]);
+    }
+    // The kernel looks at it some times within this.
+    let silent = Instant::now();
+    while silent.elapsed() < Duration::from_secs(4) {
+        proxy.etcdctl().ok(&["get", "key", "--keys-only"]);
+    }
+    expect_bytes(&mut client, 100 * value.len());
+    etcd.etcdctl().ok(&["put", "key", "value"]);
+    check_unharmed(&mut proxy, "a client that does not read for long");
 }
 
 #[test]

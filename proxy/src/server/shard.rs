@@ -99,6 +99,19 @@ fn connection(
     Connection::identified(peer, number, tenant_of(front, peer, identity), name)
 }
 
+fn set_options(socket: &TcpStream) -> io::Result<()> {
+    // Without it answers wait for the client's delayed acknowledgements.
+    socket.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(socket);
+    let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive)?;
+    // WARNING: no TCP_USER_TIMEOUT, although grpc-go sets one. By it the kernel cuts off also a client that lives and
+    // acknowledges but has not read for that time. etcd never does, since what wraps its sockets hides them from grpc-go.
+    // A peer that is gone is found by these probes, and if it owes an acknowledgement by the kernel's retries, which end
+    // after a quarter of an hour.
+    Ok(())
+}
+
 impl Shard {
     /// Serves sockets until there are no more to come and nobody waits for those that are open.
     pub async fn run(self, mut sockets: mpsc::Receiver<Accepted>, front: Arc<Front>, drain: Watcher) {
@@ -124,7 +137,7 @@ impl Shard {
     pub fn take(self: Arc<Self>, socket: TcpStream, open: OpenConnection, front: Arc<Front>, drain: Watcher) {
         let peer = socket.peer_addr().ok();
         // It fails only for a socket whose client is gone.
-        if self.set_options(&socket).is_ok() {
+        if set_options(&socket).is_ok() {
             self.spawn(socket, peer, open, front, drain);
         }
     }
@@ -190,19 +203,6 @@ impl Shard {
                 tracing::debug!(?peer, "connection took too long over its handshake");
             }
         }
-    }
-
-    fn set_options(&self, socket: &TcpStream) -> io::Result<()> {
-        // Without it answers wait for the client's delayed acknowledgements.
-        socket.set_nodelay(true)?;
-        let socket = socket2::SockRef::from(socket);
-        let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE_INTERVAL);
-        socket.set_tcp_keepalive(&keepalive)?;
-        // As grpc-go does: a peer that is gone, or takes no byte of what waits for it, is given up after this time.
-        if !self.config.keepalive_interval.is_zero() && !self.config.keepalive_timeout.is_zero() {
-            socket.set_tcp_user_timeout(Some(self.config.keepalive_timeout))?;
-        }
-        Ok(())
     }
 
     /// TLS where it is configured, and then what protocol the client speaks.
