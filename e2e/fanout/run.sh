@@ -80,11 +80,13 @@ etcd_address=127.0.0.1:24711
 declare -A address=([theirs]=127.0.0.1:24713 [ours]=127.0.0.1:24714)
 declare -A program=([theirs]=$etcd/etcd [ours]=$ours_bin)
 
+# Whether clients come with TLS, for which each proxy makes itself a certificate.
+tls=false
 # fresh WHO: a proxy that has done nothing yet.
 fresh() {
   end "$1"
   launch "$1" "${program[$1]}" grpc-proxy start --endpoints="http://$etcd_address" --listen-addr="${address[$1]}" \
-    --advertise-client-url="${address[$1]}"
+    --advertise-client-url="${address[$1]}" --auto-tls="$tls" --data-dir="$folder/$1-data"
   await "$1" 'started gRPC proxy'
 }
 
@@ -96,7 +98,7 @@ run() {
   local kind=$1 name=$2 who=$3 result
   shift 3
   if result=$(timeout "$RUN_SECONDS" "$fanout" --etcd "$etcd_address" --proxy "${address[$who]}" \
-    --process "${process[$who]}" --seconds "$each" "$@" 2>&1); then
+    --tls "$tls" --process "${process[$who]}" --seconds "$each" "$@" 2>&1); then
     # Where nothing came while it was measured, the machine was too busy for a number.
     ((${result%%$'\t'*} > 100)) || [[ $kind == memory ]] || result=failed
     printf '%s\t%s\t%s\t%s\n' "$kind" "$name" "$who" "$result" >>"$folder/results.tsv"
@@ -145,6 +147,9 @@ memory() {
 memory "1,000 connections with a watch each" --connections 1000
 memory "10,000 watches, a stream each, on 10 connections" --connections 10 --streams 1000
 memory "10,000 watches on 10 streams" --connections 10 --watchers 1000
+tls=true
+memory "1,000 connections with a watch each, with TLS" --connections 1000
+tls=false
 
 # === the loads ===
 fresh theirs
@@ -160,6 +165,15 @@ done
 run load "100,000 streams on 100 connections, one put at a time" ours --connections 100 --streams 1000 --depth 4
 run load "100,000 streams on 100 connections, 10 puts a second" ours --connections 100 --streams 1000 --rate 10
 both load "100 watchers on 10 connections, 500 puts a second" --connections 10 --watchers 10 --rate 500
+tls=true
+fresh theirs
+fresh ours
+both load "1,000 streams on 10 connections, one put at a time, with TLS" --connections 10 --streams 100 --puts 1 --depth 64
+both load "1,000 streams on 10 connections, transactions of 16 puts, with TLS" --connections 10 --streams 100 --puts 16 --depth 16
+both load "100 watchers on 10 connections, 500 puts a second, with TLS" --connections 10 --watchers 10 --rate 500
+tls=false
+fresh theirs
+fresh ours
 
 # === growth ===
 for watchers in 1 10 100 1000 10000 100000; do

@@ -13,6 +13,7 @@ use std::{
 
 mod cost;
 mod counter;
+mod line;
 mod sink;
 mod source;
 mod wire;
@@ -33,6 +34,7 @@ const REST: Duration = Duration::from_millis(500);
 struct Asked {
     etcd: String,
     proxy: String,
+    is_secure: bool,
     process: u32,
     shape: Shape,
     load: Load,
@@ -65,13 +67,15 @@ impl Asked {
         let shape = Shape { connections: 1, streams: 1, watchers: 1 };
         let load = Load { puts: 1, depth: 16, rate: None, keys: 1000, value_size: 100 };
         let (etcd, proxy) = (String::new(), String::new());
-        let mut asked = Self { etcd, proxy, process: 0, shape, load, window: i32::MAX as u32, seconds: 3.0 };
+        let is_secure = false;
+        let mut asked = Self { etcd, proxy, is_secure, process: 0, shape, load, window: i32::MAX as u32, seconds: 3.0 };
         while let Some(flag) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{flag} wants a value"))?;
             let bad = |_| format!("{flag} wants a number, not {value}");
             match flag.as_str() {
                 "--etcd" => asked.etcd = value,
                 "--proxy" => asked.proxy = value,
+                "--tls" => asked.is_secure = value.parse().map_err(|_| format!("{flag} wants true or false"))?,
                 "--process" => asked.process = value.parse().map_err(bad)?,
                 "--connections" => asked.shape.connections = value.parse().map_err(bad)?,
                 "--streams" => asked.shape.streams = value.parse().map_err(bad)?,
@@ -100,7 +104,8 @@ fn measure(asked: &Asked) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let before = cost::resident(asked.process);
     let watches = asked.shape.watches();
-    let totals = sink::start(&asked.proxy, asked.shape, asked.window, b"fan/", b"fan0").map_err(text)?;
+    let totals =
+        sink::start(&asked.proxy, asked.is_secure, asked.shape, asked.window, b"fan/", b"fan0").map_err(text)?;
     await_count(&totals, "watches", watches, || totals.created.load(Relaxed))?;
     thread::sleep(REST);
     let idle = cost::resident(asked.process).saturating_sub(before);

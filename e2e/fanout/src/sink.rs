@@ -2,8 +2,6 @@
 
 use std::{
     io::{self, Read, Write},
-    net::TcpStream,
-    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,6 +11,7 @@ use std::{
 
 use crate::{
     counter::{Counter, Seen},
+    line::{self, Line},
     wire::{self, END_STREAM, HEAD_LEN, Head, kind},
 };
 
@@ -48,7 +47,7 @@ const BUFFER: usize = 256 << 10;
 const EVENTS: usize = 256;
 
 struct Connection {
-    socket: TcpStream,
+    line: Line,
     head: [u8; HEAD_LEN],
     held: usize,
     /// The frame whose payload is passing, and what is left of that.
@@ -68,10 +67,19 @@ struct Stream {
 }
 
 /// Opens all connections, streams and watches, and starts the thread that reads them.
-pub fn start(address: &str, shape: Shape, window: u32, key: &[u8], range_end: &[u8]) -> io::Result<Arc<Totals>> {
+pub fn start(
+    address: &str,
+    is_secure: bool,
+    shape: Shape,
+    window: u32,
+    key: &[u8],
+    range_end: &[u8],
+) -> io::Result<Arc<Totals>> {
     let mut connections = Vec::with_capacity(shape.connections);
+    let tls = if is_secure { Some(line::tls()?) } else { None };
     for _ in 0..shape.connections {
-        connections.push(Connection::open(address, shape, window, key, range_end)?);
+        let line = Line::open(address, tls.as_ref())?;
+        connections.push(Connection::open(line, address, shape, window, key, range_end)?);
     }
     let totals = Arc::new(Totals::default());
     let shared = totals.clone();
@@ -90,7 +98,7 @@ fn read_all(mut connections: Vec<Connection>, totals: &Totals) -> io::Result<()>
     for (number, connection) in connections.iter().enumerate() {
         let mut interest = libc::epoll_event { events: libc::EPOLLIN as u32, u64: number as u64 };
         // SAFETY: both descriptors are open, and the pointer is to a whole event.
-        if unsafe { libc::epoll_ctl(poll, libc::EPOLL_CTL_ADD, connection.socket.as_raw_fd(), &mut interest) } != 0 {
+        if unsafe { libc::epoll_ctl(poll, libc::EPOLL_CTL_ADD, connection.line.descriptor(), &mut interest) } != 0 {
             return Err(io::Error::last_os_error());
         }
     }
@@ -101,21 +109,32 @@ fn read_all(mut connections: Vec<Connection>, totals: &Totals) -> io::Result<()>
         let count = unsafe { libc::epoll_wait(poll, ready.as_mut_ptr(), EVENTS as i32, -1) };
         for event in &ready[..usize::try_from(count).unwrap_or(0)] {
             let connection = &mut connections[event.u64 as usize];
-            let read = match connection.socket.read(&mut buffer) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
-            };
-            connection.take(&buffer[..read], totals)?;
+            loop {
+                let read = match connection.line.read(&mut buffer) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(read) => read,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error),
+                };
+                connection.take(&buffer[..read], totals)?;
+                // What came is held by the socket, which says so, unless TLS has taken it already.
+                if connection.line.is_plain() {
+                    break;
+                }
+            }
         }
     }
 }
 
 impl Connection {
-    fn open(address: &str, shape: Shape, window: u32, key: &[u8], range_end: &[u8]) -> io::Result<Self> {
-        let mut socket = TcpStream::connect(address)?;
-        socket.set_nodelay(true)?;
+    fn open(
+        mut line: Line,
+        address: &str,
+        shape: Shape,
+        window: u32,
+        key: &[u8],
+        range_end: &[u8],
+    ) -> io::Result<Self> {
         let mut out = Vec::new();
         wire::put_greeting(&mut out, window);
         let create = wire::watch(key, range_end);
@@ -124,12 +143,12 @@ impl Connection {
             wire::put_call(&mut out, stream, address, "/etcdserverpb.Watch/Watch");
             (0..shape.watchers).for_each(|_| wire::put_message(&mut out, stream, &create));
         }
-        socket.write_all(&out)?;
-        socket.set_nonblocking(true)?;
+        line.write_all(&out)?;
+        line.never_wait()?;
         out.clear();
         let streams = vec![Stream::default(); shape.streams];
         let (head, payload) = ([0; HEAD_LEN], Vec::new());
-        Ok(Self { socket, head, held: 0, frame: None, payload, streams, unread: 0, window, out })
+        Ok(Self { line, head, held: 0, frame: None, payload, streams, unread: 0, window, out })
     }
 
     fn take(&mut self, mut bytes: &[u8], totals: &Totals) -> io::Result<()> {
@@ -168,7 +187,7 @@ impl Connection {
         totals.ended.fetch_add(seen.canceled, Relaxed);
         if !self.out.is_empty() {
             // What is said is so little that a socket without room for it means that nobody reads.
-            self.socket.write_all(&self.out)?;
+            self.line.write_all(&self.out)?;
             self.out.clear();
         }
         Ok(())
