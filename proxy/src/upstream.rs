@@ -6,30 +6,26 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
-use h2::{RecvStream, SendStream, client::ResponseFuture};
-use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request};
+use bytes::Bytes;
+use h2::{SendStream, client::ResponseFuture};
+use http::{HeaderValue, Method as HttpMethod, Request};
 
 use crate::{
-    admission::{
-        gate::Gate,
-        memory::{Held, Memory, UNASKED},
-    },
+    admission::{gate::Gate, memory::Memory},
     metrics::{self, Metrics},
     rules::{
         caller::{self, Caller},
-        framing,
         methods::{self, Kind, Method},
-        status::{self, Code, Status, Trouble},
+        status::{self, Status, Trouble},
         tenant::UserNumber,
     },
     tls::ClientTls,
 };
 
+pub mod answer;
 pub mod channel;
 pub mod discovery;
 pub mod endpoint;
@@ -42,6 +38,8 @@ pub mod pages;
 mod tonic_service;
 pub mod users;
 
+use answer::Body;
+pub use answer::{Answer, Collected, code_of};
 use channel::{Channels, DialError, Place};
 use endpoint::{Endpoint, Security, State};
 use endpoints::Endpoints;
@@ -70,33 +68,6 @@ pub struct Limits {
     pub max_request: usize,
     /// The largest answer that is taken from etcd.
     pub max_answer: usize,
-}
-
-/// An answer whose headers are here and whose messages are on their way.
-pub struct Answer {
-    pub endpoint: Arc<Endpoint>,
-    pub headers: HeaderMap,
-    pub body: Body,
-    memory: Option<&'static Memory>,
-}
-
-/// The messages of an answer and then its trailers. Dropped early, it tells etcd to stop.
-pub struct Body {
-    stream: RecvStream,
-    /// A piece that was looked at and not taken.
-    first: Option<Bytes>,
-    _place: Place,
-}
-
-/// The one message of a unary answer.
-#[derive(Clone)]
-pub struct Collected {
-    pub headers: HeaderMap,
-    /// Without framing; `None` when the call failed.
-    pub message: Option<Bytes>,
-    pub trailers: HeaderMap,
-    /// Its part of the memory for large answers, if it is one.
-    pub held: Option<Arc<Held>>,
 }
 
 /// A call whose request is still being written.
@@ -354,7 +325,7 @@ impl Upstream {
         let answer = Answer {
             endpoint: endpoint.clone(),
             headers: parts.headers,
-            body: Body { stream, first: None, _place: place },
+            body: Body::new(stream, place, None),
             memory: self.memory,
         };
         answer.checked(parts.status).begun().await.map_err(|error| Failure::Broken(error.to_string()))
@@ -425,148 +396,6 @@ fn classify(error: &h2::Error) -> Failure {
     }
 }
 
-impl Answer {
-    /// A proxy or load balancer before etcd may answer with an HTTP error that is no gRPC answer at all.
-    fn checked(mut self, http_status: http::StatusCode) -> Self {
-        if !http_status.is_success() && !self.headers.contains_key("grpc-status") {
-            let status =
-                Status::unavailable(format!("unexpected HTTP status code received from server: {http_status}"));
-            self.headers = HeaderMap::new();
-            self.headers.insert("grpc-status", HeaderValue::from(status.code() as i32));
-            if let Ok(message) = HeaderValue::from_str(status.message()) {
-                self.headers.insert("grpc-message", message);
-            }
-        }
-        self
-    }
-
-    /// Waits for what comes after the headers. With TLS etcd sends a refusal as headers and trailers, without TLS as
-    /// trailers only; here both become the latter, so that whoever looks for a refusal finds it in one place.
-    async fn begun(mut self) -> Result<Self, h2::Error> {
-        if self.code().is_some() {
-            return Ok(self);
-        }
-        if let Some(data) = self.body.stream.data().await {
-            self.body.first = Some(data?);
-        } else if let Some(trailers) = self.body.stream.trailers().await? {
-            self.headers.extend(trailers);
-        }
-        Ok(self)
-    }
-
-    /// The status, if the answer has no messages and its headers are its trailers.
-    pub fn code(&self) -> Option<Code> {
-        code_of(&self.headers)
-    }
-
-    /// Waits for the one message of a unary answer.
-    pub async fn collect(mut self, limit: usize) -> Result<Collected, Status> {
-        if self.code().is_some() {
-            return Ok(Collected { headers: HeaderMap::new(), message: None, trailers: self.headers, held: None });
-        }
-        let mut whole: Option<Bytes> = None;
-        let mut joined = BytesMut::new();
-        let mut held: Option<Held> = None;
-        while let Some(data) = self.body.data().await {
-            let data = data?;
-            let size = joined.len() + whole.as_ref().map_or(0, Bytes::len) + data.len();
-            if size > limit.saturating_add(framing::PREFIX_LEN) {
-                return Err(status::message_too_large(size, limit));
-            }
-            if size > UNASKED
-                && let Some(memory) = self.memory
-            {
-                held.get_or_insert_with(|| memory.hold()).grow(size).map_err(status::exhausted)?;
-            }
-            match whole.take() {
-                None if joined.is_empty() => whole = Some(data),
-                first => {
-                    joined.extend_from_slice(first.as_deref().unwrap_or_default());
-                    joined.extend_from_slice(&data);
-                }
-            }
-        }
-        let trailers = self.body.trailers().await?.unwrap_or_default();
-        let body = whole.unwrap_or_else(|| joined.freeze());
-        let message = unframe_one(body)?;
-        Ok(Collected { headers: self.headers, message, trailers, held: held.map(Arc::new) })
-    }
-}
-
-impl Collected {
-    pub fn code(&self) -> Code {
-        code_of(&self.trailers).unwrap_or(Code::Unknown)
-    }
-
-    /// Whether it ended as gRPC calls end: with a status, and with a message if that is OK.
-    pub fn is_grpc(&self) -> bool {
-        code_of(&self.trailers).is_some_and(|code| code != Code::Ok || self.message.is_some())
-    }
-
-    /// The message, or the status with which the call failed.
-    pub fn into_message(self) -> Result<Bytes, Status> {
-        match (self.code(), self.message) {
-            (Code::Ok, Some(message)) => Ok(message),
-            (Code::Ok, None) => Err(status::unreadable_answer("no message")),
-            _ => Err(status::of_trailers(&self.trailers).unwrap_or_else(|| Status::unknown("no status in the answer"))),
-        }
-    }
-}
-
-/// The status code that trailers carry.
-pub fn code_of(trailers: &HeaderMap) -> Option<Code> {
-    trailers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
-}
-
-fn unframe_one(body: Bytes) -> Result<Option<Bytes>, Status> {
-    match framing::parse_prefix(&body) {
-        Ok(None) if body.is_empty() => Ok(None),
-        Ok(Some((false, size))) if body.len() == framing::PREFIX_LEN + size => {
-            Ok(Some(body.slice(framing::PREFIX_LEN..)))
-        }
-        Ok(Some((true, _))) => Err(status::unreadable_answer("it is compressed, which was not asked for")),
-        Ok(_) => Err(status::unreadable_answer("it is not one whole message")),
-        Err(error) => Err(status::unreadable_answer(error)),
-    }
-}
-
-impl Body {
-    /// The next piece of the answer; etcd may send more as soon as it is taken.
-    pub async fn data(&mut self) -> Option<Result<Bytes, Status>> {
-        std::future::poll_fn(|context| self.poll_data(context)).await
-    }
-
-    /// The first piece of the answer to a request that was complete, until it is taken.
-    pub fn first(&self) -> Option<&Bytes> {
-        self.first.as_ref()
-    }
-
-    pub fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        let data = match self.first.take() {
-            Some(data) => data,
-            None => match ready!(self.stream.poll_data(context)) {
-                Some(data) => data.map_err(status::broken)?,
-                None => return Poll::Ready(None),
-            },
-        };
-        // It fails only for a stream that is gone, which the next poll reports.
-        let _ = self.stream.flow_control().release_capacity(data.len());
-        Poll::Ready(Some(Ok(data)))
-    }
-
-    pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, Status> {
-        std::future::poll_fn(|context| self.poll_trailers(context)).await
-    }
-
-    pub fn poll_trailers(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, Status>> {
-        self.stream.poll_trailers(context).map_err(status::broken)
-    }
-
-    pub fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.stream.is_end_stream()
-    }
-}
-
 impl Duplex {
     /// Splits the call into the end to write to and the answer to wait for.
     pub fn split(self) -> (SendStream<Bytes>, impl Future<Output = Result<Answer, Status>> + Send) {
@@ -574,12 +403,12 @@ impl Duplex {
         let answer = async move {
             let response = response.await.map_err(status::broken)?;
             let (parts, stream) = response.into_parts();
-            let body = Body { stream, first: None, _place: place };
-            let answer = Answer { endpoint, headers: parts.headers, body, memory }.checked(parts.status);
-            if let Some(pass) = pass {
-                // What was begun with it is lost; the next call gets a fresh one.
-                pass.is_refused_by(&answer);
+            // If it is refused, what was begun with the pass is lost; the next call gets a fresh one.
+            if let Some(pass) = &pass {
+                pass.is_refused_in(&parts.headers);
             }
+            let body = Body::new(stream, place, pass);
+            let answer = Answer { endpoint, headers: parts.headers, body, memory }.checked(parts.status);
             Ok(answer)
         };
         (send, answer)

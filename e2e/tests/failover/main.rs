@@ -4,5 +4,6 @@ mod choice;
 mod load;
 mod raw;
 mod reads;
+mod secured;
 mod unreachable;
 mod writes;

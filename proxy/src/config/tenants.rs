@@ -307,6 +307,26 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_the_same_key_file_has_the_same_leases() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        let leases = |key: &str| {
+            std::fs::write(file.path(), key).expect("it can be written");
+            let flags = flags("a/", |f| {
+                f.api_profile = "tenant".into();
+                f.lease_key_file = Some(file.path().into());
+            });
+            tenants(&flags).map(|(tenants, _)| tenants.of(None).expect("one tenant for all").namespace.leases())
+        };
+        let one = leases("sixteen bytes...\n").expect("a good key");
+        assert!(one.is_some());
+        assert_eq!(one, leases("sixteen bytes...").expect("the same key"));
+        assert_ne!(one, leases("sixteen bytes..!").expect("another key"));
+        let known = tenants(&flags("a/", |f| f.api_profile = "tenant".into())).expect("without a file").0;
+        assert_ne!(one, known.of(None).expect("one tenant for all").namespace.leases());
+        assert!(leases("fifteen bytes..").expect_err("it can be guessed").to_string().contains("less than 16 bytes"));
+    }
+
+    #[test]
     fn without_flags_everyone_may_do_everything() {
         let (tenants, users) = tenants(&Flags::default()).expect("the defaults");
         assert!(users.is_empty());

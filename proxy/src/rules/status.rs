@@ -317,6 +317,23 @@ pub fn outside_namespace() -> Status {
     Status::internal("etcdserver: answer withheld, it holds a key outside the namespace")
 }
 
+/// An HTTP error where etcd's answer should be, by gRPC's table and in grpc-go's words.
+pub fn not_grpc_answer(http_status: http::StatusCode) -> Status {
+    let code = match http_status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    let reason = http_status.canonical_reason().unwrap_or_default();
+    Status::new(code, format!("{NOT_GRPC_ANSWER}: {} ({reason})", http_status.as_u16()))
+}
+
+/// How the words for an HTTP error begin.
+pub const NOT_GRPC_ANSWER: &str = "unexpected HTTP status code received from server";
+
 /// etcd's answer could not be read.
 pub fn unreadable_answer(what: impl std::fmt::Display) -> Status {
     Status::internal(format!("grpc: failed to unmarshal the received message: {what}"))
@@ -407,6 +424,7 @@ pub fn member_trouble(code: Code, message: &str) -> Option<Trouble> {
         "etcdserver: no leader" | "etcdserver: server stopped" => Some(Trouble::Sick),
         "etcdserver: leader changed" => Some(Trouble::Passed),
         _ if message.starts_with("etcdserver: request timed out") => Some(Trouble::Sick),
+        _ if message.starts_with(NOT_GRPC_ANSWER) => Some(Trouble::Sick),
         _ => None,
     }
 }
@@ -414,6 +432,19 @@ pub fn member_trouble(code: Code, message: &str) -> Option<Trouble> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http_errors_have_the_codes_of_grpc_s_table() {
+        for (http_status, code, words) in [
+            (400, Code::Internal, "400 (Bad Request)"),
+            (404, Code::Unimplemented, "404 (Not Found)"),
+            (503, Code::Unavailable, "503 (Service Unavailable)"),
+            (500, Code::Unknown, "500 (Internal Server Error)"),
+        ] {
+            let status = not_grpc_answer(http::StatusCode::from_u16(http_status).expect("a status of HTTP"));
+            assert_eq!((status.code(), status.message()), (code, &*format!("{NOT_GRPC_ANSWER}: {words}")));
+        }
+    }
 
     #[test]
     fn words_are_spelled_as_grpc_go_spells_them() {

@@ -135,6 +135,7 @@ fn judge(answered: &Result<Bytes, Status>) -> State {
         Err(status) => match (status.code(), status.message()) {
             (Code::Unavailable, "etcdserver: no leader") => State::NoLeader,
             (_, status::NOT_SUPPORTED_FOR_LEARNER) => State::Learner,
+            (_, message) if message.starts_with(status::NOT_GRPC_ANSWER) => State::Unreachable,
             (Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled, _) => State::Unreachable,
             // Whatever else it says, it speaks gRPC: an etcd without the health service, or something before it.
             _ => State::Serving,
@@ -156,6 +157,7 @@ mod tests {
             (Err(Status::failed_precondition("etcdserver: rpc not supported for learner")), State::Learner),
             (Err(Status::unavailable("connection refused")), State::Unreachable),
             (Err(Status::unimplemented("unknown service grpc.health.v1.Health")), State::Serving),
+            (Err(status::not_grpc_answer(http::StatusCode::NOT_FOUND)), State::Unreachable),
         ];
         for (answer, state) in cases {
             assert_eq!(judge(&answer), state, "{answer:?}");

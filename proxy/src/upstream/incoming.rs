@@ -65,7 +65,12 @@ impl Incoming {
 
     fn end(&mut self, trailers: &HeaderMap) -> Heard {
         self.0 = State::Over;
-        Heard::Ended(status::of_trailers(trailers).unwrap_or_else(|| status::broken("EOF")))
+        match status::of_trailers(trailers) {
+            // It was not etcd that said it.
+            Some(status) if status.message().starts_with(status::NOT_GRPC_ANSWER) => Heard::Broken(status),
+            Some(status) => Heard::Ended(status),
+            None => Heard::Ended(status::broken("EOF")),
+        }
     }
 
     fn end_broken(&mut self, status: Status) -> Heard {

@@ -18,11 +18,11 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use prost::Message as _;
 use tokio::io::AsyncReadExt;
 
-use super::{Answer, OWN_CALL_TIMEOUT, Upstream};
+use super::{Answer, OWN_CALL_TIMEOUT, Upstream, code_of};
 use crate::{
     exchange::until,
     metrics::{Login as Outcome, Metrics},
@@ -167,8 +167,13 @@ impl Pass {
 
     /// The same for an answer, which refuses if it has no message.
     pub fn is_refused_by(&self, answer: &Answer) -> bool {
-        answer.code().is_some_and(|code| code != Code::Ok)
-            && status::of_trailers(&answer.headers).is_some_and(|status| self.is_refused(status.message()))
+        self.is_refused_in(&answer.headers)
+    }
+
+    /// The same for headers or trailers, which refuse if they have a status that is not OK.
+    pub fn is_refused_in(&self, headers: &HeaderMap) -> bool {
+        code_of(headers).is_some_and(|code| code != Code::Ok)
+            && status::of_trailers(headers).is_some_and(|status| self.is_refused(status.message()))
     }
 }
 
