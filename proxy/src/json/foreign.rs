@@ -1,6 +1,14 @@
 //! Damaged JSON becomes a message or a refusal, and what becomes a message can be written as JSON again.
 
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     decode,
@@ -8,6 +16,7 @@ use super::{
     path,
     scan::Values,
     schema::Schema,
+    websocket,
 };
 use crate::foreign::damaged;
 
@@ -73,5 +82,72 @@ fn damaged_paths_are_decoded_and_escaped() {
     damaged(&paths, |bytes| {
         let decoded = path::decoded(&String::from_utf8_lossy(bytes));
         assert_eq!(path::decoded(&path::escaped(&decoded)), decoded);
+    });
+}
+
+/// A socket that gives so many bytes at a time.
+struct Slowly {
+    bytes: Bytes,
+    step: usize,
+}
+
+impl AsyncRead for Slowly {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let length = self.step.min(self.bytes.len()).min(buffer.remaining());
+        buffer.put_slice(&self.bytes.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A frame as a client sends it, masked by a key of noughts and so in plain sight.
+fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![head];
+    match u8::try_from(payload.len()) {
+        Ok(short @ 0..126) => frame.push(0x80 | short),
+        _ => {
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&u16::try_from(payload.len()).expect("inputs are short").to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+#[test]
+fn damaged_frames_of_a_websocket_are_read_or_refused_wherever_they_are_cut() {
+    const FINAL: u8 = 0x80;
+    const TEXT: u8 = 1;
+    const BINARY: u8 = 2;
+    const CLOSE: u8 = 8;
+    const PING: u8 = 9;
+    let (whole, long) = (TEXTS[0].1, TEXTS[1].1.repeat(3));
+    let (first, second) = whole.split_at(9);
+    let inputs: [Vec<u8>; 4] = [
+        [frame(FINAL | TEXT, whole), frame(FINAL | PING, b"ping"), frame(FINAL | BINARY, &long)].concat(),
+        // One text in two parts, with a ping between them.
+        [frame(TEXT, first), frame(FINAL | PING, b""), frame(FINAL, second)].concat(),
+        [frame(FINAL | TEXT, TEXTS[3].1), frame(FINAL | CLOSE, b"\x03\xe8bye"), frame(FINAL | TEXT, whole)].concat(),
+        // A length that is spelled in eight bytes.
+        [&[FINAL | TEXT, 0xff, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0][..], b"{}"].concat(),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime can be built");
+    let read = |bytes: &[u8], step: usize| {
+        let socket = tokio::io::join(Slowly { bytes: Bytes::copy_from_slice(bytes), step }, tokio::io::sink());
+        runtime.block_on(async {
+            let (_, stream) = websocket::serving(socket, LIMIT).await.split();
+            let lines = websocket::texts(stream).map(|line| line.expect("a text is a line"));
+            lines.collect::<Vec<Bytes>>().await
+        })
+    };
+    let [first, second, closed, _] = &inputs;
+    assert_eq!(read(first, 3).len(), 2);
+    assert_eq!(read(second, 3), [[whole, b"\n"].concat()]);
+    assert_eq!(read(closed, 3).len(), 1);
+    let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+    damaged(&inputs, |bytes| {
+        let lines = read(bytes, usize::MAX);
+        assert_eq!(lines, read(bytes, 61));
+        assert!(lines.iter().all(|line| line.len() <= bytes.len() + 1));
     });
 }

@@ -16,6 +16,7 @@ use http::{
 };
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -85,8 +86,7 @@ impl Session {
             Err(error) => return tracing::debug!(%error, "a connection was not handed over to WebSocket"),
         };
         let limit = door.calls.max_request().saturating_mul(TEXT_FACTOR);
-        let config = WebSocketConfig::default().max_message_size(Some(limit)).max_frame_size(Some(limit));
-        let socket = WebSocketStream::from_raw_socket(socket, Role::Server, Some(config)).await;
+        let socket = serving(socket, limit).await;
         let (mut sink, stream) = socket.split();
         let peer = door.calls.connection().peer;
         let source = Box::pin(texts(stream));
@@ -112,8 +112,14 @@ impl Session {
     }
 }
 
+/// Our end of a WebSocket on which a text may have so many bytes.
+pub(super) async fn serving<S: AsyncRead + AsyncWrite + Unpin>(socket: S, limit: usize) -> WebSocketStream<S> {
+    let config = WebSocketConfig::default().max_message_size(Some(limit)).max_frame_size(Some(limit));
+    WebSocketStream::from_raw_socket(socket, Role::Server, Some(config)).await
+}
+
 /// What the client says, a line for each text, until it leaves.
-fn texts(
+pub(super) fn texts(
     stream: impl Stream<Item = Result<Message, tungstenite::Error>> + Send + 'static,
 ) -> impl Stream<Item = Result<Bytes, BoxError>> + Send {
     let until_closed =
