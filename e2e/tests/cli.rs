@@ -1,12 +1,15 @@
 //! The process as people and scripts know it from etcd's own proxy: refusals, log lines, variables, end, readiness.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use etcd_proxy_e2e::process::PATIENCE;
 use etcd_proxy_e2e::proxy::Program;
-use etcd_proxy_e2e::{Authority, Etcd, Outcome, Proxy, Version, grpc, http, ports};
+use etcd_proxy_e2e::{Authority, Etcd, Outcome, Proxy, Version, grpc, http, ports, programs};
 use etcd_proxy_proto::etcdserverpb::{
     PutRequest, WatchCreateRequest, WatchRequest, kv_client::KvClient, watch_client::WatchClient,
     watch_request::RequestUnion,
@@ -303,4 +306,88 @@ fn each_call_is_logged_when_asked_for_and_its_content_never() {
     let silent = Proxy::builder().flag(&endpoints).start();
     silent.etcdctl().ok(&["put", "k", "v"]);
     assert!(!silent.process.stderr.text().contains("finished call"));
+}
+
+/// What `--help` of a command prints.
+fn help(program: &Path, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).arg("--help").output().expect("the program can be started");
+    assert!(output.status.success() && output.stderr.is_empty(), "{words:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The flags of a page in cobra's form: each one's type and default, both empty where there is none.
+fn flags(page: &str) -> BTreeMap<String, (String, String)> {
+    let rows = page.lines().filter_map(|line| line.trim_start().strip_prefix("--"));
+    rows.map(|row| {
+        let (left, usage) = row.split_once("  ").unwrap_or((row, ""));
+        let (name, kind) = left.split_once(' ').unwrap_or((left, ""));
+        let default = usage.strip_suffix(')').and_then(|usage| usage.rsplit_once("(default "));
+        (name.to_owned(), (kind.to_owned(), default.map_or(String::new(), |(_, value)| bare(value))))
+    })
+    .collect()
+}
+
+/// A default without what its type puts around it.
+fn bare(value: &str) -> String {
+    value.trim_matches(['"', '\'', '[', ']']).to_owned()
+}
+
+#[test]
+fn help_lists_every_flag_of_etcds_with_its_type_and_default() {
+    let etcd = Version::V3_7.etcd();
+    for door in ["grpc-proxy", "gateway"] {
+        let [theirs, ours] =
+            [etcd.clone(), programs::etcd_proxy()].map(|program| flags(&help(&program, &[door, "start"])));
+        assert!(theirs.len() > 6, "{theirs:?}");
+        for (name, (kind, default)) in theirs {
+            let (our_kind, our_default) = ours.get(&name).unwrap_or_else(|| panic!("{door} start has no --{name}"));
+            assert_eq!(our_default, &default, "{door} start --{name}");
+            // Some of ours take several values where etcd's take one.
+            assert!(*our_kind == kind || *our_kind == format!("{kind}s"), "{door} start --{name}: {our_kind}, {kind}");
+        }
+    }
+}
+
+#[test]
+fn help_of_the_http_proxy_has_the_defaults_of_etcd_3_5() {
+    // A command that is a proxy is not off, and has a folder for each name.
+    const OTHERS: [&str; 2] = ["proxy", "data-dir"];
+    let output = Command::new(Version::V3_5.etcd()).arg("--help").output().expect("etcd can be started");
+    let page = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let theirs: BTreeMap<&str, String> = page
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--")?.split_once(' '))
+        .map(|(name, default)| (name, bare(default.trim())))
+        .collect();
+    let ours = flags(&help(&programs::etcd_proxy(), &["http-proxy", "start"]));
+    for name in ["failure-wait", "refresh-interval", "dial-timeout", "write-timeout", "read-timeout"] {
+        assert!(ours.contains_key(&format!("proxy-{name}")), "--proxy-{name}");
+    }
+    let mut compared = 0;
+    for (name, (_, default)) in ours {
+        let Some(theirs) = theirs.get(&*name).filter(|_| !OTHERS.contains(&&*name)) else { continue };
+        let nothing = ["0", "false"].contains(&&**theirs) && default.is_empty();
+        assert!(nothing || default == *theirs, "--{name}: {default:?}, {theirs:?}");
+        compared += 1;
+    }
+    assert!(compared > 15, "{compared} flags of {page}");
+}
+
+#[test]
+fn help_of_every_command_names_it_and_starts_nothing() {
+    let program = programs::etcd_proxy();
+    let root = help(&program, &[]);
+    let commands = root.lines().skip_while(|line| *line != "Available Commands:").skip(1);
+    let words: Vec<&str> =
+        commands.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(words, ["check", "gateway", "grpc-proxy", "help", "http-proxy", "top", "version"]);
+    for word in words.into_iter().filter(|word| *word != "help") {
+        let page = help(&program, &[word]);
+        assert!(page.contains(&format!("\nUsage:\n  etcd-proxy {word} [")), "{page}");
+        assert!(page.contains("\n  -h, --help"), "{page}");
+    }
+    for tool in ["check", "top"] {
+        let flags = flags(&help(&program, &[tool]));
+        assert!(!flags.is_empty() && flags.keys().all(|name| !name.contains(' ')), "{tool}: {flags:?}");
+    }
 }
