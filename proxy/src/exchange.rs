@@ -31,6 +31,8 @@ pub struct Requests {
     decoder: Decoder,
     encoding: Option<HeaderValue>,
     limit: usize,
+    /// Whether the RPC takes one message and is carried out when it is here, whatever may follow.
+    is_unary: bool,
     messages: Messages,
     volume: Option<Arc<Volume>>,
     /// A whole request that was collected, to be collected again.
@@ -110,12 +112,18 @@ impl Requests {
             decoder: Decoder::new(limit),
             encoding,
             limit,
+            is_unary: false,
             messages: Messages::default(),
             volume: None,
             put_back: None,
             throttle: None,
             note: None,
         }
+    }
+
+    /// Of a unary RPC or of another.
+    pub fn unary(self, is_unary: bool) -> Self {
+        Self { is_unary, ..self }
     }
 
     /// Counts the messages of this call.
@@ -177,7 +185,8 @@ impl Requests {
         }
     }
 
-    /// The whole request of a call that sends one message, with its framing, as it stood on the wire.
+    /// The whole request of a call that sends one message, with its framing, as it stood on the wire. Like etcd, a unary
+    /// call does not wait for the client to close its half.
     pub async fn collect(&mut self) -> Result<Bytes, Status> {
         if let Some(body) = self.put_back.take() {
             return Ok(body);
@@ -187,15 +196,24 @@ impl Requests {
         while let Some(data) = self.data().await {
             let data = data?;
             let held = joined.len() + first.as_ref().map_or(0, Bytes::len) + data.len();
-            if held > self.limit + framing::PREFIX_LEN {
-                return Err(self.too_large(self.announced(first.as_deref().unwrap_or(&joined), held)));
-            }
             match first.take() {
                 None if joined.is_empty() => first = Some(data),
                 begun => {
                     joined.extend_from_slice(begun.as_deref().unwrap_or_default());
                     joined.extend_from_slice(&data);
                 }
+            }
+            if let Some(size) = framing::announced(first.as_deref().unwrap_or(&joined)) {
+                if size > self.limit {
+                    return Err(self.too_large(size));
+                }
+                if self.is_unary && held >= framing::PREFIX_LEN + size {
+                    break;
+                }
+            }
+            if held > self.limit + framing::PREFIX_LEN {
+                // Another message follows the first.
+                return Err(self.too_large(held));
             }
         }
         let body = first.unwrap_or_else(|| joined.freeze());
@@ -252,11 +270,6 @@ impl Requests {
             // It fails only for a stream that is gone, which the next read reports.
             let _ = self.stream.flow_control().release_capacity(data.len());
         })))
-    }
-
-    /// What the first message said of its own length, for the words of the refusal.
-    fn announced(&self, start: &[u8], held: usize) -> usize {
-        framing::parse_prefix(start).ok().flatten().map_or(held, |(_, size)| size)
     }
 
     /// etcd takes gzip and nothing else, and refuses a request that may be compressed otherwise though it is not.

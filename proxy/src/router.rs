@@ -17,7 +17,7 @@ use crate::{
     metrics::{Metrics, Reason, code_name},
     rules::{
         caller::{Caller, Connection},
-        methods::{self, Lane, Method},
+        methods::{self, Kind, Lane, Method},
         status::{self, Code, Status},
         tenant::{identity::Tenants, limits::Exceeded, policy::Verdict},
     },
@@ -86,7 +86,7 @@ impl Router {
         let code = match methods::find(path) {
             Some(method) => {
                 let call = self.metrics.started(method);
-                let requests = requests.counted(call.messages());
+                let requests = requests.unary(method.kind == Kind::Unary).counted(call.messages());
                 let replies = replies.counted(call.messages());
                 let outcome = match admission::enter(&caller.connection, method) {
                     Ok(seat) => {
@@ -100,7 +100,7 @@ impl Router {
                 call.finished(code);
                 code
             }
-            None if caller.tenant().lets_unknown_calls_pass() => {
+            None if caller.tenant().lets_unknown_calls_pass() && methods::may_be_one(path) => {
                 let outcome = Box::pin(calls::forward_unknown(&self.upstream, &caller, path, requests, replies)).await;
                 outcome.unwrap_or(Code::Cancelled)
             }

@@ -73,6 +73,12 @@ pub fn parse_prefix(bytes: &[u8]) -> Result<Option<(bool, usize)>, FramingError>
     Ok(Some((compressed, u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize)))
 }
 
+/// The length that the first message says it has, whatever its flag.
+pub fn announced(bytes: &[u8]) -> Option<usize> {
+    let [_, size @ ..] = bytes.first_chunk::<PREFIX_LEN>()?;
+    Some(u32::from_be_bytes(*size) as usize)
+}
+
 /// Why a message could not be inflated.
 #[derive(Debug)]
 pub enum GunzipError {

@@ -137,6 +137,12 @@ pub fn knows_service(service: &str) -> bool {
     METHODS.iter().any(|method| method.service() == service)
 }
 
+/// Whether a path may name an RPC of any etcd. With TLS, etcd passes over a query and resolves escapes, so that
+/// `/etcdserverpb.KV/%50ut?` is a Put; without, that is no RPC. Here it is none, lest a call be another than it seems.
+pub fn may_be_one(path: &str) -> bool {
+    path.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_'))
+}
+
 fn find_index(path: &str) -> Option<usize> {
     METHODS.binary_search_by(|method| method.path.cmp(path)).ok()
 }
@@ -285,6 +291,16 @@ mod tests {
     use prost::Message;
 
     use super::*;
+
+    #[test]
+    fn what_etcd_might_resolve_to_another_name_is_none() {
+        assert!(METHODS.iter().all(|method| may_be_one(method.path)));
+        assert!(may_be_one("/v9.some_package.New/Call2") && may_be_one("/"));
+        for path in ["/etcdserverpb.KV/Put?", "/etcdserverpb.KV/%50ut", "/etcdserverpb.KV/Put#a", "/a b/c", "/\u{e9}/a"]
+        {
+            assert!(!may_be_one(path), "{path}");
+        }
+    }
 
     #[test]
     fn rows_are_sorted_and_found_by_their_path() {
