@@ -263,7 +263,11 @@ mod tests {
     }
 
     fn range() -> impl Strategy<Value = KeyRange> {
-        (key(), key()).prop_map(|(key, end)| KeyRange::of_watch(key, end)).prop_filter("of keys", |r| !r.is_empty())
+        (key(), key()).prop_map(|(key, end)| {
+            let range = KeyRange::of_watch(key.clone(), end);
+            // One that would hold nothing is of its key instead: proptest gives up if very many are turned down.
+            if range.is_empty() { KeyRange::of_watch(key, Bytes::new()) } else { range }
+        })
     }
 
     proptest! {

@@ -105,7 +105,6 @@ enum Source {
 }
 
 /// A request of the client's whose answer is ready to be given.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time, for a moment; most are creates")]
 enum Asked {
     Create {
         created: Create,
@@ -553,8 +552,8 @@ impl Session {
     /// Tells the client that it has seen everything up to here; as etcd, only if that is so for all its watches.
     fn show_progress(&mut self, header: ResponseHeader) {
         let level =
-            |watch: &Box<Watch>| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
-        if self.watches.is_empty() || !self.watches.values().all(level) {
+            |watch: &Watch| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
+        if self.watches.is_empty() || !self.watches.values().all(|watch| level(watch)) {
             return;
         }
         for watch in self.watches.values_mut() {
