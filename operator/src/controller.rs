@@ -7,7 +7,7 @@ mod children;
 mod cleanup;
 mod conditions;
 mod fetch;
-mod pods;
+pub(crate) mod pods;
 mod report;
 mod rollouts;
 

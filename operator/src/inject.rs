@@ -1,10 +1,11 @@
-//! Puts the sidecar into the pods that ask for it by the label `etcdproxy.dev/inject`. Pure: YAML in, YAML out, no
-//! cluster needed.
+//! Puts the sidecar into the pods that ask for it by the label `etcdproxy.dev/inject`. Pure but for the reading of files:
+//! YAML in, YAML out, no cluster needed.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use kube::ResourceExt;
 use serde::Deserialize;
@@ -17,13 +18,48 @@ use crate::render::{self, container};
 /// The label of a pod that asks; its value is the name of an EtcdProxy in the pod's namespace.
 pub const LABEL: &str = "etcdproxy.dev/inject";
 /// Which version of the sidecar a pod has.
-const HASH: &str = "etcdproxy.dev/config-hash";
+pub const HASH: &str = "etcdproxy.dev/config-hash";
 
 /// Reads all documents of some YAML files.
 pub fn read(text: &str) -> Result<Vec<Value>, String> {
     let documents = serde_yaml::Deserializer::from_str(text).map(Value::deserialize);
     let documents: Result<Vec<Value>, _> = documents.collect();
     Ok(documents.map_err(|error| format!("not YAML: {error}"))?.into_iter().filter(|one| !one.is_null()).collect())
+}
+
+/// Reads all documents of these files; `-` is stdin.
+pub fn read_files(files: &[PathBuf]) -> Result<Vec<Value>, String> {
+    let mut documents = Vec::new();
+    for file in files {
+        let text = if file.as_os_str() == "-" {
+            std::io::read_to_string(std::io::stdin())
+        } else {
+            std::fs::read_to_string(file)
+        };
+        let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        documents.extend(read(&text).map_err(|error| format!("{}: {error}", file.display()))?);
+    }
+    Ok(documents)
+}
+
+/// The EtcdProxies that pods ask for and that are not among the documents: namespace, if the pod names one, and name.
+pub fn missing(documents: &[Value]) -> BTreeSet<(Option<String>, String)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let place = |document: &Value| text(&document["metadata"]["namespace"]);
+    let given: BTreeSet<_> = documents
+        .iter()
+        .filter(|document| document["kind"] == "EtcdProxy")
+        .filter_map(|document| Some((place(document), text(&document["metadata"]["name"])?)))
+        .collect();
+    let wanted = documents.iter().filter_map(|document| {
+        let pod = document.pointer(template_path(document)?)?;
+        Some((place(document), text(&pod["metadata"]["labels"][LABEL])?))
+    });
+    wanted
+        .filter(|(place, name)| {
+            !given.contains(&(place.clone(), name.clone())) && !given.contains(&(None, name.clone()))
+        })
+        .collect()
 }
 
 /// Injects into every pod that asks; the EtcdProxies are looked for among the documents too. An EtcdProxy without a
@@ -74,13 +110,19 @@ fn sidecar(proxy: &EtcdProxy, settings: &Settings) -> Result<SidecarStatus, Stri
 
 /// The pod in a document, or the template of the pods that it makes.
 fn template(document: &mut Value) -> Option<&mut Value> {
-    let path = match document["kind"].as_str()? {
-        "Pod" => "",
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => "/spec/template",
-        "CronJob" => "/spec/jobTemplate/spec/template",
-        _ => return None,
-    };
+    let path = template_path(document)?;
     document.pointer_mut(path)
+}
+
+fn template_path(document: &Value) -> Option<&'static str> {
+    match document["kind"].as_str()? {
+        "Pod" => Some(""),
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
+            Some("/spec/template")
+        }
+        "CronJob" => Some("/spec/jobTemplate/spec/template"),
+        _ => None,
+    }
 }
 
 /// Puts one sidecar into one pod, in place of an older one if there is one.

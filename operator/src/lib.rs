@@ -11,5 +11,6 @@ pub mod controller;
 pub mod inject;
 pub mod leader;
 pub mod plan;
+pub mod plugin;
 pub mod render;
 pub mod verify;

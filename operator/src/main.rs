@@ -1,10 +1,10 @@
 //! The operator's command line: what to do, and the exit code.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use etcd_proxy_operator::{api, app, inject, plan::Settings, verify};
+use etcd_proxy_operator::{api, app, inject, plan::Settings, plugin, verify};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Deploys etcd-proxy on Kubernetes from EtcdProxy objects.
@@ -19,6 +19,8 @@ struct Arguments {
 enum Command {
     /// Look after the EtcdProxies of a cluster
     Run(Box<app::Flags>),
+    /// What this program does under the name kubectl-etcdproxy, by which kubectl takes it for a plugin
+    Kubectl(plugin::Arguments),
     /// Print the custom resource definitions, for kubectl apply
     Crd,
     /// Put the sidecar into the pods that ask for it by the label etcdproxy.dev/inject; needs no cluster
@@ -35,8 +37,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name = name.as_deref().and_then(Path::file_name);
+    if name.is_some_and(|name| name == plugin::NAME) {
+        return plugin(plugin::Arguments::parse());
+    }
     match Arguments::parse().command {
         Command::Run(flags) => run(*flags),
+        Command::Kubectl(arguments) => plugin(arguments),
         Command::Crd => {
             print!("{}", api::definitions_yaml());
             ExitCode::SUCCESS
@@ -56,16 +64,7 @@ fn main() -> ExitCode {
 }
 
 fn inject(files: &[PathBuf], image: String) -> Result<String, String> {
-    let mut documents = Vec::new();
-    for file in files {
-        let text = if file.as_os_str() == "-" {
-            std::io::read_to_string(std::io::stdin())
-        } else {
-            std::fs::read_to_string(file)
-        };
-        let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-        documents.extend(inject::read(&text).map_err(|error| format!("{}: {error}", file.display()))?);
-    }
+    let mut documents = inject::read_files(files)?;
     let injected = inject::inject(&mut documents, &Settings::with_image(image))?;
     eprintln!("injected into {injected} of {} objects", documents.len());
     Ok(inject::write(&documents))
@@ -81,6 +80,24 @@ fn check(flags: verify::Flags) -> ExitCode {
     };
     match runtime.block_on(verify::run(flags)) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn plugin(arguments: plugin::Arguments) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(plugin::run(arguments)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE

@@ -138,6 +138,21 @@ impl ControlPlane {
         process
     }
 
+    /// An operator with the rights of a file, with texts in it replaced, under an account of its own in this namespace.
+    pub fn start_profile(&self, roles: &str, namespace: &str, replaced: &[(&str, &str)], flags: &[String]) -> Process {
+        self.kubectl(&["create", "namespace", namespace]);
+        self.kubectl(&["create", "serviceaccount", "-n", namespace, "etcd-proxy-operator"]);
+        let text = std::fs::read_to_string(programs::repository().join(roles)).expect("the roles are committed");
+        self.apply_text(&replaced.iter().fold(text, |text, (old, new)| text.replace(old, new)));
+        let token = self.kubectl(&["create", "token", "etcd-proxy-operator", "-n", namespace]);
+        let path = self.folder.path().join(format!("{namespace}.kubeconfig"));
+        std::fs::write(&path, kubeconfig(&self.server, token.trim())).expect("the file can be written");
+        let mut command = Command::new(operator_program());
+        command.env("KUBECONFIG", path);
+        command.args(["run", "--listen=127.0.0.1:0", "--name", namespace, "--image=example/etcd-proxy:1"]).args(flags);
+        Process::spawn(namespace, &mut command, b"")
+    }
+
     /// The address of the API server's plain door.
     pub fn door(&self) -> &str {
         &self.door
@@ -174,6 +189,15 @@ impl ControlPlane {
         } else {
             Err(text(&output.stdout) + &text(&output.stderr))
         }
+    }
+
+    /// Runs the plugin as administrator; answers with all that it printed, as an error if it ends with one.
+    pub fn plugin(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(operator_program());
+        command.env("KUBECONFIG", self.folder.path().join("admin.kubeconfig")).arg("kubectl").args(arguments);
+        let output = command.output().expect("the program can be started");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(text) } else { Err(text) }
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {

@@ -162,6 +162,43 @@ pub fn a_sidecar_is_offered_that_the_server_takes(cluster: &ControlPlane) {
     cluster.kubectl(&["create", "--dry-run=server", "--validate=strict", "-f", &path]);
 }
 
+pub fn the_plugin_shows_what_is_there_and_what_is_wrong(cluster: &ControlPlane) {
+    let shown = cluster.plugin(&["status", "-n", "own", "x"]).expect("what is ready is no failure");
+    assert!(shown.contains("✓ own/x  DaemonSet before http://etcd.example:2379"), "{shown}");
+    assert!(shown.contains("DaemonSet own/x: 2 wanted, 2 updated, 2 available"), "{shown}");
+    assert!(shown.contains("node-0  Running, ready") && shown.contains("node-1  Running, ready"), "{shown}");
+
+    cluster.apply_text(
+        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {name: lost, namespace: own}, \
+         spec: {mode: Deployment, backendRef: {name: nowhere}}}",
+    );
+    cluster.until("own", "etcdproxy/lost", "it is refused", |proxy| condition(proxy, "Stalled")["status"] == "True");
+    let words = "Ready is False: BackendNotFound: spec.backendRef names EtcdBackend nowhere, which does not exist";
+    let shown = cluster.plugin(&["status", "-n", "own"]).expect_err("something is not ready");
+    assert!(shown.contains("✗ own/lost") && shown.contains(words), "{shown}");
+    let checked = cluster.plugin(&["check"]).expect_err("something is not ready");
+    for wanted in [
+        "✓ EtcdProxy and EtcdBackend are served",
+        "✓ operator first works",
+        "✓ sidecars are put into pods at admission",
+        "✗ EtcdProxy own/lost: BackendNotFound",
+    ] {
+        assert!(checked.contains(wanted), "{checked}");
+    }
+    cluster.kubectl(&["delete", "-n", "own", "etcdproxy/lost", "--timeout=60s"]);
+    cluster.plugin(&["check"]).expect("all is well again");
+    let missed = cluster.plugin(&["logs", "-n", "own", "nobody"]).expect_err("there is none of that name");
+    assert!(missed.contains("namespace own has no EtcdProxy nobody"), "{missed}");
+
+    let app = cluster.write(
+        "{apiVersion: v1, kind: Pod, metadata: {name: app, labels: {etcdproxy.dev/inject: beside}}, \
+         spec: {containers: [{name: app, image: app}]}}",
+    );
+    let injected = cluster.plugin(&["inject", "-n", "own", "-f", &app]).expect("the EtcdProxy is found in the cluster");
+    assert!(injected.contains("name: etcd-proxy") && injected.contains("restartPolicy: Always"), "{injected}");
+    assert!(!injected.contains("kind: EtcdProxy"), "only what was given comes out: {injected}");
+}
+
 pub fn deleting_an_object_deletes_its_children(cluster: &ControlPlane) {
     cluster.kubectl(&["delete", "-n", "own", "etcdproxy/x", "--timeout=60s"]);
     for child in ["daemonset/x", "service/x", "service/x-pods", "serviceaccount/x", "secret/x-client", "secret/x-ca"] {

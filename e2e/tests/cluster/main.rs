@@ -9,6 +9,7 @@ mod injection;
 mod kubelets;
 mod lifecycle;
 mod outage;
+mod profiles;
 mod scale;
 mod tenants;
 
@@ -38,6 +39,7 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     lifecycle::what_belongs_to_someone_else_is_never_touched(&cluster);
     lifecycle::a_sidecar_is_offered_that_the_server_takes(&cluster);
     injection::pods_that_ask_get_their_proxy_or_are_refused(&cluster);
+    lifecycle::the_plugin_shows_what_is_there_and_what_is_wrong(&cluster);
     injection::a_backend_can_ask_for_the_verb_use(&cluster);
     tenants::a_tenant_gets_proxies_but_never_the_credential(&cluster);
     tenants::keys_that_are_anothers_are_not_served(&cluster);
@@ -52,5 +54,7 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     scale::two_hundred_objects_on_fifty_nodes(&cluster, &third, NODES);
     outage::the_lease_is_given_back(&cluster, third);
     scale::the_operator_kept_to_itself(&cluster);
+    profiles::an_operator_for_backends_needs_no_secrets_of_tenants(&cluster);
+    profiles::an_operator_for_a_namespace_needs_no_rights_elsewhere(&cluster);
     drop(kubelets);
 }

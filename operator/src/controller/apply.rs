@@ -170,6 +170,10 @@ pub async fn end_workload(children: &[Identity], parent: &Object, context: &Cont
 pub async fn prune(unwanted: Vec<Identity>, parent: &Object, context: &Context) -> Result<Vec<Identity>, Error> {
     let mut pruned = Vec::new();
     for identity in unwanted {
+        // Where the operator may not write Secrets it has written none, and may not look.
+        if !context.settings.tenant_secrets && identity.kind == "Secret" && identity.namespace == parent.namespace {
+            continue;
+        }
         // A kind that the cluster does not serve has no objects.
         let live = match get(&identity, context).await {
             Err(_) if identity.api_version == render::POD_MONITOR => continue,

@@ -30,7 +30,8 @@ pub async fn trouble(plan: &Plan, context: &Context) -> Option<Trouble> {
 
 const FOREIGN_CLAIM: &str = "ForeignClaim";
 
-fn of_pod(pod: &Pod) -> Option<Trouble> {
+/// What one pod says of itself.
+pub fn of_pod(pod: &Pod) -> Option<Trouble> {
     let name = pod.name_any();
     let status = pod.status.as_ref()?;
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();

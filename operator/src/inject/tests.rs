@@ -58,6 +58,15 @@ fn other_init_containers_and_volumes_stay_and_twice_is_as_once() {
 }
 
 #[test]
+fn what_must_be_looked_for_in_the_cluster_is_known() {
+    let asks =
+        |name: &str| format!("{{kind: Pod, metadata: {{namespace: n, labels: {{{LABEL}: {name}}}}}, spec: {{}}}}");
+    let documents = read(&format!("---\n{PROXY}\n---\n{}\n---\n{}\n", asks("local"), asks("other"))).unwrap();
+    let missing: Vec<_> = missing(&documents).into_iter().collect();
+    assert_eq!(missing, [(Some("n".to_owned()), "other".to_owned())]);
+}
+
+#[test]
 fn a_proxy_that_is_missing_or_no_sidecar_is_an_error_that_says_so() {
     let pod = "{kind: Pod, metadata: {name: p, labels: {etcdproxy.dev/inject: other}}, spec: {}}";
     let error = injected(pod).expect_err("there is no such proxy");
