@@ -63,6 +63,19 @@ async fn locks(side: &Side) {
     given_up.rest("wait for a lock until a deadline").await;
     // etcd takes the waiter's key away some time after it has given the waiter up.
     wait_for_keys(side, "l/", 3).await;
+    let mut left = side.open(LOCK).await;
+    left.send_last(&lock("l", 4));
+    wait_for_keys(side, "l/", 4).await;
+    left.cancel();
+    // A waiter who leaves is out of the queue, be it by a reset or with its connection.
+    wait_for_keys(side, "l/", 3).await;
+    {
+        let gone = side.on_a_new_connection().await;
+        let mut gone = gone.open(LOCK).await;
+        gone.send_last(&lock("l", 4));
+        wait_for_keys(side, "l/", 4).await;
+    }
+    wait_for_keys(side, "l/", 3).await;
     side.call("unlock a key that is not there", UNLOCK, unlock("nothing")).await;
     side.call("unlock an empty key", UNLOCK, unlock("")).await;
     side.call("unlock", UNLOCK, unlock("l/1")).await;

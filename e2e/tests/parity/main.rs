@@ -19,6 +19,7 @@ mod stream;
 
 mod auth;
 mod callers;
+mod chance;
 mod cluster;
 mod kv;
 mod lease;
@@ -58,5 +59,20 @@ macro_rules! chapters {
 
 /// The tests themselves, apart from the chapters so that their names are `of::<chapter>::parity_with_<version>`.
 mod of {
-    chapters!(auth, cluster, kv, lease, locks, maintenance, malformed, mixture, sharing, tokens, txn, watch, writes);
+    chapters!(
+        auth,
+        chance,
+        cluster,
+        kv,
+        lease,
+        locks,
+        maintenance,
+        malformed,
+        mixture,
+        sharing,
+        tokens,
+        txn,
+        watch,
+        writes
+    );
 }

@@ -47,21 +47,21 @@ pub async fn script(side: Side) {
 }
 
 /// Numbers by xorshift, which needs no more than this.
-struct Chance(u64);
+pub struct Chance(pub u64);
 
 impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 16) % bound
     }
 
-    fn key(&mut self) -> &'static str {
+    pub fn key(&mut self) -> &'static str {
         KEYS[usize::try_from(self.below(KEYS.len() as u64)).expect("there are few keys")]
     }
 
-    fn range(&mut self) -> (&'static str, &'static str) {
+    pub fn range(&mut self) -> (&'static str, &'static str) {
         match self.below(4) {
             0 => (self.key(), ""),
             1 => (self.key(), "\0"),

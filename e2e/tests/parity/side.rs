@@ -5,9 +5,10 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use etcd_proxy_e2e::{Etcd, Proxy, Version};
+use etcd_proxy_e2e::{Authority, Etcd, Pair, Proxy, Tls, Version};
 use http::HeaderMap;
 use prost::Message;
+use tempfile::TempDir;
 
 use crate::rpcs::Rpc;
 use crate::stream::{Answer, Stream};
@@ -24,6 +25,9 @@ const SHOWN_BYTES: usize = 512;
 
 /// What is shown of a message's meaning; its bytes are compared whole.
 const SHOWN_TEXT: usize = 800;
+
+/// How an HTTP error is shown, whose further words no gRPC client reads.
+const NOT_GRPC: &str = "    no gRPC, which means";
 
 /// How it is shown that nothing came.
 const SILENCE: &str = "    silence";
@@ -53,8 +57,18 @@ pub struct Side {
 struct Parts {
     etcd: Etcd,
     proxy: Option<Proxy>,
+    /// TLS with etcd, if it speaks that.
+    tls: Option<Secured>,
     /// Guards what was said so far; scripts of one side may call at the same time.
     transcript: Mutex<Vec<Entry>>,
+}
+
+/// Certificates for etcd and its clients.
+struct Secured {
+    authority: Authority,
+    own: Pair,
+    /// Goes away with them.
+    _folder: TempDir,
 }
 
 /// What was said in one case.
@@ -80,7 +94,7 @@ where
             tokio::spawn(async move {
                 let parts = tokio::task::spawn_blocking(move || start(way, version, &flags)).await;
                 let parts = Arc::new(parts.expect("etcd and the proxy start"));
-                let link = Link::dial(parts.address()).await;
+                let link = parts.dial().await;
                 let side = Side {
                     way,
                     version,
@@ -111,15 +125,32 @@ fn start(way: Way, version: Version, flags: &[String]) -> Parts {
     // Ids are made of the advertised peer URL, so it is the same everywhere; nobody connects to it.
     let peer = "http://127.0.0.1:2380";
     etcd = etcd.flag(format!("--initial-advertise-peer-urls={peer}")).flag(format!("--initial-cluster=m0={peer}"));
+    let tls = has_tls(version).then(|| {
+        let folder = TempDir::with_prefix("etcd-proxy-parity-").expect("a temporary folder can be made");
+        let authority = Authority::new(folder.path());
+        Secured { own: authority.nameless_client("own"), authority, _folder: folder }
+    });
+    if let Some(Secured { authority, .. }) = &tls {
+        etcd = etcd.tls(Tls { server: authority.server("etcd"), ca: authority.ca(), client_cert_auth: false });
+    }
     let etcd = flags.iter().fold(etcd, |etcd, flag| etcd.flag(flag)).start();
     // With nothing to advertise, the proxy shows the members as they are.
-    let proxy = Proxy::builder().flag(format!("--endpoints={}", etcd.endpoints())).flag("--advertise-client-url=");
+    let mut proxy = Proxy::builder().flag(format!("--endpoints={}", etcd.endpoints())).flag("--advertise-client-url=");
+    if let Some(Secured { authority, own, .. }) = &tls {
+        proxy = proxy.flag(format!("--cacert={}", authority.ca().display()));
+        proxy = proxy.flag(format!("--cert={}", own.cert.display())).flag(format!("--key={}", own.key.display()));
+    }
     let proxy = match way {
         Way::Direct => None,
         Way::Proxied => Some(proxy.start()),
         Way::Namespaced => Some(proxy.flag(format!("--namespace={NAMESPACE}")).start()),
     };
-    Parts { etcd, proxy, transcript: Mutex::default() }
+    Parts { etcd, proxy, tls, transcript: Mutex::default() }
+}
+
+/// Whether etcd speaks TLS: it is then served by Go's own HTTP/2 and not by gRPC's, and words its answers otherwise.
+fn has_tls(version: Version) -> bool {
+    version == Version::V3_6
 }
 
 type Transcript = (Way, Vec<Entry>, Option<(String, Arc<Parts>)>);
@@ -170,6 +201,14 @@ impl Parts {
         self.proxy.as_ref().map_or(self.etcd.address(), Proxy::address)
     }
 
+    /// A connection to where this side's calls go. Those of the proxy have no TLS.
+    async fn dial(&self) -> Link {
+        match self.tls.as_ref().filter(|_| self.proxy.is_none()) {
+            Some(tls) => Link::dial(self.address(), Some((&tls.authority.ca(), &tls.own))).await,
+            None => Link::dial(self.address(), None).await,
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
         self.transcript.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,7 +252,12 @@ impl Side {
 
     /// The same side on a connection of its own.
     pub async fn on_a_new_connection(&self) -> Side {
-        Side { link: Link::dial(self.parts.address()).await, ..self.clone() }
+        Side { link: self.parts.dial().await, ..self.clone() }
+    }
+
+    /// Whether etcd speaks TLS.
+    pub fn has_tls(&self) -> bool {
+        has_tls(self.version)
     }
 
     /// A key as etcd itself knows it.
@@ -275,6 +319,13 @@ impl Side {
         panic!("no answer: {said}");
     }
 
+    /// Calls without recording what comes of it.
+    pub async fn forget<Q: Message, A: Answer>(&self, rpc: Rpc<Q, A>, request: Q) {
+        let mut stream = self.open(rpc).await;
+        stream.send_last(&request);
+        while stream.item().await.is_some() {}
+    }
+
     /// Opens a stream.
     pub async fn open<Q, A>(&self, rpc: Rpc<Q, A>) -> Stream<Q, A> {
         let mut headers = grpc_headers();
@@ -301,11 +352,17 @@ impl Side {
 
     pub fn record(&self, case: &str, mut said: String) {
         // Headers that precede a failure without messages are sent with it or before it, as the server likes.
-        said = said.replace(
-            " [content-type: application/grpc]\n    trailers [",
-            ", and no more [content-type: application/grpc, ",
-        );
-        if self.either_end && (said.contains("grpc-status: 4]") || said.contains("stream no longer needed")) {
+        if let Some((head, rest)) = said.split_once("]\n    trailers [")
+            && !head.contains('\n')
+        {
+            said = format!("{}, {rest}", head.replacen(" [", ", and no more [", 1));
+        }
+        if let Some(end) = said.find(NOT_GRPC).map(|at| at + said[at..].find('\n').map_or(0, |end| end + 1)) {
+            said.truncate(end);
+        }
+        // A watch that is told of the end by gRPC's own timer takes it for its client's.
+        let ends = ["grpc-status: 4]", "grpc-status: 1]", "stream no longer needed"];
+        if self.either_end && ends.iter().any(|end| said.contains(end)) {
             said = "    the deadline\n".to_owned();
         }
         self.parts.lock().push(Entry { case: case.to_owned(), said, excused: self.excused });
@@ -316,6 +373,9 @@ impl Side {
         match item {
             Item::Head { status, headers, last } => {
                 let last = if *last { ", and no more" } else { "" };
+                if let Some(code) = self.code_of_http_error(*status, headers) {
+                    return format!("{NOT_GRPC} {code}\n");
+                }
                 let any = self.any_http_status && headers.contains_key("grpc-status");
                 let status = if any { "any".to_owned() } else { status.to_string() };
                 format!("    head {status}{last} {}\n", self.headers(headers))
@@ -347,10 +407,25 @@ impl Side {
         }
     }
 
+    /// What gRPC makes of an HTTP error, which an etcd with TLS gives for some malformed requests. The proxy, whose own
+    /// answer is always gRPC, says the same in words.
+    fn code_of_http_error(&self, status: u16, headers: &HeaderMap) -> Option<&'static str> {
+        let words = headers.get("grpc-message").and_then(|words| words.to_str().ok()).unwrap_or_default();
+        let told = words.starts_with("unexpected HTTP status code received from server: 400");
+        (self.has_tls() && (status == 400 || told)).then_some("INTERNAL")
+    }
+
     fn headers(&self, headers: &HeaderMap) -> String {
         let mut lines: Vec<String> = headers
             .iter()
-            .filter(|(name, _)| *name != "grpc-encoding" && !(self.any_message && *name == "grpc-message"))
+            // That an answer was compressed, and that there is nothing to say.
+            .filter(|(name, value)| *name != "grpc-encoding" && !(*name == "grpc-message" && value.is_empty()))
+            // What etcd's HTTP server adds and the proxy takes away.
+            .filter(|(name, _)| {
+                let of_http = *name == "trailer" || name.as_str().starts_with("access-control-allow-");
+                !(of_http && self.way == Way::Direct && self.has_tls())
+            })
+            .filter(|(name, _)| !(self.any_message && *name == "grpc-message"))
             .map(|(name, value)| {
                 let value = self.with_one_address(&Bytes::copy_from_slice(value.as_bytes()));
                 format!("{name}: {}", String::from_utf8_lossy(&value))

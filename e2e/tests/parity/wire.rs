@@ -1,17 +1,24 @@
 //! HTTP/2 as a client sees it: heads, framed messages, trailers and resets, in the order in which they come.
 
 use std::future::poll_fn;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use etcd_proxy_e2e::Pair;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// How long the next thing on a stream may take before it counts as silence. Longer than anything that etcd does in
-/// these chapters, so that silence on one side only is a difference and on all sides a broken script.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// these chapters on a busy machine, so that silence on one side only is a difference and on all sides a broken script.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Answers of several MiB are taken whole, so that no window stands in their way.
 const WINDOW: u32 = 16 << 20;
@@ -23,6 +30,7 @@ const PREFIX_LEN: usize = 5;
 #[derive(Clone)]
 pub struct Link {
     send: SendRequest<Bytes>,
+    scheme: &'static str,
 }
 
 /// What a server may say next on a stream.
@@ -61,9 +69,25 @@ pub struct Call {
 }
 
 impl Link {
-    pub async fn dial(address: &str) -> Link {
+    /// A server that speaks TLS has a certificate of `ca`, and wants the client to have one too.
+    pub async fn dial(address: &str, tls: Option<(&Path, &Pair)>) -> Link {
         let socket = TcpStream::connect(address).await.unwrap_or_else(|error| panic!("cannot dial {address}: {error}"));
         socket.set_nodelay(true).expect("a connected socket takes options");
+        let Some((ca, own)) = tls else { return Link::over(socket, "http").await };
+        let ca = CertificateDer::from_pem_file(ca).expect("the authority wrote its certificate");
+        let mut roots = RootCertStore::empty();
+        roots.add(ca).expect("the authority's certificate is good");
+        let cert = CertificateDer::from_pem_file(&own.cert).expect("the authority wrote the certificate");
+        let key = PrivateKeyDer::from_pem_file(&own.key).expect("the authority wrote the key");
+        let config = ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(vec![cert], key);
+        let mut config = config.expect("the key fits the certificate");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let name = ServerName::try_from("localhost").expect("a name");
+        let socket = TlsConnector::from(Arc::new(config)).connect(name, socket).await;
+        Link::over(socket.unwrap_or_else(|error| panic!("no TLS with {address}: {error}")), "https").await
+    }
+
+    async fn over(socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, scheme: &'static str) -> Link {
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW).max_header_list_size(WINDOW);
         let (send, connection) = builder.handshake(socket).await.expect("both sides speak HTTP/2");
@@ -71,12 +95,12 @@ impl Link {
             // Its end shows on the streams.
             let _ = connection.await;
         });
-        Link { send }
+        Link { send, scheme }
     }
 
     /// Opens a stream. Values may be any bytes that HTTP allows.
     pub async fn begin(&self, path: &str, headers: &[(String, Vec<u8>)]) -> Call {
-        let uri = format!("http://parity.test{path}");
+        let uri = format!("{}://parity.test{path}", self.scheme);
         let mut request = Request::post(uri).version(Version::HTTP_2);
         for (name, value) in headers {
             request = request.header(name, value.as_slice());

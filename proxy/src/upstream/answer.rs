@@ -7,7 +7,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
-use http::{HeaderMap, StatusCode, header::TRAILER};
+use http::{
+    HeaderMap, HeaderName, StatusCode,
+    header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, TRAILER},
+};
 
 use super::{channel::Place, endpoint::Endpoint, users::Pass};
 use crate::{
@@ -17,6 +20,11 @@ use crate::{
         status::{self, Code, Status},
     },
 };
+
+/// What etcd's HTTP server adds to each answer with TLS, beside the names of the trailers to come, and never without.
+/// Which web pages may read an answer of this proxy is for `--cors` to say.
+const OF_HTTP: [HeaderName; 3] =
+    [ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_HEADERS];
 
 /// An answer whose headers are here and whose messages are on their way.
 pub struct Answer {
@@ -51,6 +59,9 @@ impl Answer {
     /// A proxy or load balancer before etcd, or the HTTP server that is etcd's with TLS, may answer with an HTTP error
     /// that is no gRPC answer at all.
     pub(super) fn checked(mut self, http_status: StatusCode) -> Self {
+        if self.headers.remove(TRAILER).is_some() {
+            OF_HTTP.iter().for_each(|name| drop(self.headers.remove(name)));
+        }
         if !http_status.is_success() && !self.headers.contains_key(Status::GRPC_STATUS) {
             self.headers = status::trailers(&status::not_grpc_answer(http_status));
         }
@@ -66,8 +77,6 @@ impl Answer {
         if let Some(data) = self.body.stream.data().await {
             self.body.first = Some(data?);
         } else if let Some(trailers) = self.body.stream.trailers().await? {
-            // It announces the trailers that are headers now.
-            self.headers.remove(TRAILER);
             self.headers.extend(trailers);
         }
         Ok(self)
