@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{CompactionRequest, CompactionResponse, RangeRequest, RangeResponse};
 use http::HeaderMap;
 use prost::Message as _;
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     admission,
     exchange::{Outcome, Replies, Requests, in_time, send_all, until},
-    metrics::{Metrics, Reason},
+    metrics::Reason,
     rules::{
         caller::Caller,
         framing::{self, Decoder},
@@ -31,6 +31,10 @@ use crate::{
     },
     upstream::{Answer, Collected, Upstream, code_of},
 };
+
+mod passing;
+
+use passing::{SizeCheck, Strip};
 
 /// What forwarding needs: where to, under which prefix, and who wants to know the revisions that clients see.
 pub struct Forward<'a> {
@@ -434,84 +438,5 @@ async fn finish(mut answer: Answer, replies: Replies) -> Code {
         }
         Ok(None) => fail(replies, &status::broken("server closed the stream without sending trailers")),
         Err(status) => fail(replies, &status),
-    }
-}
-
-/// Takes the namespace off each message of a stream.
-struct Strip<'a> {
-    namespace: &'a Namespace,
-    metrics: &'a Metrics,
-    shape: Shape,
-    decoder: Decoder,
-}
-
-impl Strip<'_> {
-    fn pass(&mut self, data: &Bytes) -> Result<Bytes, Status> {
-        self.decoder.push(data);
-        let mut out = BytesMut::new();
-        while let Some(message) = self.decoder.next().map_err(status::unreadable_answer)? {
-            let stripped = self.namespace.response(self.shape, message.bytes).map_err(|broken| {
-                tracing::error!(?broken, "withheld an answer of etcd that does not keep to the namespace");
-                self.metrics.withheld.inc();
-                status::outside_namespace()
-            })?;
-            framing::put_frame(&mut out, &stripped);
-        }
-        Ok(out.freeze())
-    }
-}
-
-/// Holds passing messages to the limit without holding the messages.
-struct SizeCheck {
-    limit: usize,
-    /// What is left of the message that is passing.
-    left: usize,
-    prefix: Vec<u8>,
-}
-
-impl SizeCheck {
-    fn new(limit: usize) -> Self {
-        Self { limit, left: 0, prefix: Vec::with_capacity(framing::PREFIX_LEN) }
-    }
-
-    fn pass(&mut self, mut data: &[u8]) -> Result<(), Status> {
-        while !data.is_empty() {
-            if self.left > 0 {
-                let passed = self.left.min(data.len());
-                self.left -= passed;
-                data = &data[passed..];
-                continue;
-            }
-            let wanted = (framing::PREFIX_LEN - self.prefix.len()).min(data.len());
-            self.prefix.extend_from_slice(&data[..wanted]);
-            data = &data[wanted..];
-            if let Some((_, size)) = framing::parse_prefix(&self.prefix).map_err(status::unreadable_answer)? {
-                if size > self.limit {
-                    return Err(status::message_too_large(size, self.limit));
-                }
-                self.left = size;
-                self.prefix.clear();
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_checked_across_any_cut() {
-        let mut stream = framing::frame(&[1; 40]).to_vec();
-        stream.extend_from_slice(&framing::frame(&[2; 41]));
-        for step in 1..stream.len() {
-            let mut check = SizeCheck::new(40);
-            let results: Vec<_> =
-                stream.chunks(step).map(|chunk| check.pass(chunk).map_err(|status| status.code())).collect();
-            assert!(results.contains(&Err(Code::ResourceExhausted)), "cut into {step}");
-            let mut check = SizeCheck::new(41);
-            assert!(stream.chunks(step).all(|chunk| check.pass(chunk).is_ok()), "cut into {step}");
-        }
     }
 }
