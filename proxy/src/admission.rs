@@ -69,7 +69,7 @@ pub fn enter(connection: &Arc<Connection>, method: &Method) -> Result<Seat, Exce
     }
     let usage = &connection.tenant.usage;
     if !connection.has_place() {
-        return Err(usage.refused(Exceeded::of(Limit::Connections)));
+        return Err(usage.refused(Exceeded::of(Limit::Connections), now()));
     }
     let counted = if method.kind != Kind::Unary || method.waits() { Counted::Stream } else { Counted::Request };
     if !counted.counter(connection).is_limited() {
@@ -77,10 +77,11 @@ pub fn enter(connection: &Arc<Connection>, method: &Method) -> Result<Seat, Exce
         return Ok(Seat { counted: None });
     }
     if !counted.counter(connection).take() {
-        return Err(usage.refused(Exceeded::of(match counted {
+        let limit = match counted {
             Counted::Stream => Limit::Streams,
             Counted::Request => Limit::ConcurrentRequests,
-        })));
+        };
+        return Err(usage.refused(Exceeded::of(limit), now()));
     }
     let seat = Seat { counted: Some((connection.clone(), counted)) };
     take_request(connection)?;
@@ -91,7 +92,7 @@ pub fn enter(connection: &Arc<Connection>, method: &Method) -> Result<Seat, Exce
 fn take_request(connection: &Connection) -> Result<(), Exceeded> {
     for bucket in buckets(connection, |flow| flow.requests.as_ref()) {
         if let Err(wait) = bucket.take(1, now()) {
-            return Err(connection.tenant.usage.refused(Exceeded { limit: Limit::RequestRate, wait }));
+            return Err(connection.tenant.usage.refused(Exceeded { limit: Limit::RequestRate, wait }, now()));
         }
     }
     Ok(())
@@ -125,7 +126,7 @@ pub fn check_answer(connection: &Connection, size: usize) -> Result<(), Exceeded
     if size <= max_answer(connection, usize::MAX) {
         return Ok(());
     }
-    Err(connection.tenant.usage.refused(Exceeded::of(Limit::AnswerBytes)))
+    Err(connection.tenant.usage.refused(Exceeded::of(Limit::AnswerBytes), now()))
 }
 
 /// Takes one of the watches that the connection and its tenant may have; it must be given back.
@@ -133,11 +134,11 @@ pub fn take_watch(connection: &Connection) -> Result<(), Exceeded> {
     let usage = &connection.tenant.usage;
     let own = connection.usage.as_ref().map(|usage| &usage.watches);
     if own.is_some_and(|watches| !watches.take()) {
-        return Err(usage.refused(Exceeded::of(Limit::Watches)));
+        return Err(usage.refused(Exceeded::of(Limit::Watches), now()));
     }
     if !usage.watches.take() {
         own.inspect(|watches| watches.give_back());
-        return Err(usage.refused(Exceeded::of(Limit::Watches)));
+        return Err(usage.refused(Exceeded::of(Limit::Watches), now()));
     }
     Ok(())
 }

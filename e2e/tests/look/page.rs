@@ -6,7 +6,7 @@ use etcd_proxy_e2e::{Authority, Etcd, Etcdctl, Process, Proxy, Version, ports, p
 
 use super::{browser::Browser, flag, ours, run};
 
-/// A proxy over TLS with a tenant, a registration, a watch, a cached range and a refusal.
+/// A proxy over TLS with a tenant, a registration, a watch, a cached range and refusals, one of them for a limit.
 struct Scene {
     etcd: Etcd,
     proxy: Proxy,
@@ -30,6 +30,7 @@ fn scene() -> Scene {
         .flag(format!("--metrics-addr=http://{metrics}"))
         .flags(["--resolver-prefix=proxies", "--resolver-ttl=10", "--api-profile=tenant"])
         .flag(format!("--namespace={NAMESPACE}"))
+        .flag("--tenant-max-request-bytes=4096")
         .flag(flag("cert-file", &server.cert))
         .flag(flag("key-file", &server.key))
         .flag(flag("trusted-ca-file", &authority.ca()))
@@ -39,6 +40,8 @@ fn scene() -> Scene {
     etcdctl().ok(&["put", KEY, VALUE]);
     let watcher = etcdctl().spawn(&["watch", KEY]);
     assert_ne!(etcdctl().run(&["compaction", "1"]).code, 0, "a tenant may not compact");
+    let large = "x".repeat(5000);
+    assert_ne!(etcdctl().run(&["put", KEY, &large]).code, 0, "it is larger than the tenant may send");
     let stranger = Etcdctl::new(Version::default(), address.as_str()).tls(&authority.ca(), None);
     assert_ne!(
         stranger.flag("--command-timeout=2s").run(&["get", KEY]).code,
@@ -62,10 +65,12 @@ async fn the_page_shows_how_the_proxy_is_and_goes_on_showing_it() {
         ("watches", "Shared watches on etcd\t1"),
         ("registration", "registered"),
         ("registration", scene.proxy.address()),
-        ("tenants", "default\ttenant\tyes\t1"),
+        ("tenants", "default\ttenant\tyes\t2"),
         ("certificates", "29 days"),
         ("refusals", "/etcdserverpb.KV/Compact"),
         ("refusals", "the client sent no certificate"),
+        ("refusals", "request_bytes"),
+        ("refusals", "request is too large for this tenant"),
         ("cache", "Memory\t0 B of 64.0 MiB"),
     ] {
         browser.expect(id, words).await;
@@ -104,9 +109,16 @@ fn top_shows_the_same_in_a_terminal() {
     let once = |url: &str| run(&["top".to_owned(), "--once".to_owned(), url.to_owned()]);
     let shown = once(&url);
     let endpoint = scene.etcd.endpoint(0);
-    for words in
-        ["  ready", &endpoint, " serving ", "1 of clients, 1 shared on etcd", "default", "29 days", "KV/Compact"]
-    {
+    for words in [
+        "  ready",
+        &endpoint,
+        " serving ",
+        "1 of clients, 1 shared on etcd",
+        "default",
+        "29 days",
+        "KV/Compact",
+        "request is too large for this tenant",
+    ] {
         assert!(shown.stdout.contains(words), "no {words:?} in {}", shown.stdout);
     }
     assert!(shown.code == 0 && !shown.stdout.contains('\x1b'), "{shown:?}");

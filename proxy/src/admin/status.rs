@@ -15,8 +15,13 @@ use http::{
 
 use super::{NOSNIFF, Watched, ready, with_type};
 use crate::{
+    admission,
     metrics::{Side, UNKNOWN, Usage},
     router::Router,
+    rules::{
+        status,
+        tenant::{Tenant as RuleTenant, limits::Limit},
+    },
     tls::Role,
 };
 
@@ -28,6 +33,8 @@ pub use document::*;
 const PAGE: &str = include_str!("status/page.html");
 /// How many of the registered proxies are named; beyond that only their number is told.
 const MAX_PROXIES: usize = 100;
+/// How many refusals are told of; with many tenants there may be more, and a person reads the newest.
+const MAX_REFUSALS: usize = 50;
 
 /// Nothing but the page's own script may run, so that no text in the document can become one.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
@@ -89,7 +96,7 @@ fn document(watched: &Watched, router: &Router, now: SystemTime) -> Document {
         leases: leases(router),
         registration: registration(watched, router),
         certificates: certificates(watched, now),
-        refusals: refusals(router),
+        refusals: refusals(router, now),
         process: Process {
             cpu_seconds: usage.cpu_seconds,
             resident_bytes: usage.resident_bytes,
@@ -128,7 +135,8 @@ fn tenants(router: &Router) -> Vec<Tenant> {
             name: tenant.name.clone(),
             profile: tenant.policy.profile().name().to_owned(),
             has_namespace: !tenant.namespace.is_empty(),
-            refused: refusals.of(&tenant.name),
+            refused: refusals.of(&tenant.name)
+                + Limit::ALL.into_iter().map(|limit| tenant.usage.refusals(limit)).sum::<u64>(),
         })
         .collect();
     let refused = refusals.of(UNKNOWN);
@@ -232,16 +240,34 @@ fn certificates(watched: &Watched, now: SystemTime) -> Vec<Certificate> {
 
 const SECONDS_PER_DAY: f64 = 86_400.0;
 
-fn refusals(router: &Router) -> Vec<Refusal> {
+fn refusals(router: &Router, now: SystemTime) -> Vec<Refusal> {
     let recent = router.metrics.refusals.recent();
-    let refusals = recent.into_iter().map(|one| Refusal {
+    let others = recent.into_iter().map(|one| Refusal {
         at: seconds(one.at),
         tenant: one.tenant,
         reason: one.reason.label().to_owned(),
         what: one.what,
         count: one.count,
     });
-    refusals.collect()
+    let tenants = router.tenants.all();
+    let mut refusals: Vec<Refusal> = others.chain(tenants.iter().flat_map(|tenant| over_limits(tenant, now))).collect();
+    refusals.sort_by(|one, other| other.at.total_cmp(&one.at));
+    refusals.truncate(MAX_REFUSALS);
+    refusals
+}
+
+/// What was refused for a tenant's own limits: each limit once.
+fn over_limits(tenant: &RuleTenant, now: SystemTime) -> impl Iterator<Item = Refusal> {
+    Limit::ALL.into_iter().filter_map(move |limit| {
+        let ago = admission::now().saturating_sub(tenant.usage.last_refusal(limit)?);
+        Some(Refusal {
+            at: seconds(now.checked_sub(ago).unwrap_or(now)),
+            tenant: tenant.name.clone(),
+            reason: limit.label().to_owned(),
+            what: status::of_limit(limit).to_owned(),
+            count: tenant.usage.refusals(limit),
+        })
+    })
 }
 
 /// Since 1970; a clock before that says zero.

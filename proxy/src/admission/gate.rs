@@ -9,6 +9,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
+use super::now;
 use crate::rules::tenant::{
     Tenant,
     limits::{Exceeded, Limit},
@@ -75,7 +76,7 @@ impl Gate {
         let mut waiting = match self.ask(line) {
             Ok(None) => return Ok(Some(Turn { gate: self.clone(), line })),
             Ok(Some(told)) => Waiting { gate: self, line, told: Some(told) },
-            Err(exceeded) => return Err(tenant.usage.refused(exceeded)),
+            Err(exceeded) => return Err(tenant.usage.refused(exceeded, now())),
         };
         let told = waiting.told.as_mut().expect("it was put there just now");
         match tokio::time::timeout(PATIENCE, told).await {
@@ -83,7 +84,7 @@ impl Gate {
                 waiting.told = None;
                 Ok(Some(Turn { gate: self.clone(), line }))
             }
-            Err(_) => Err(tenant.usage.refused(Exceeded::of(Limit::Upstream))),
+            Err(_) => Err(tenant.usage.refused(Exceeded::of(Limit::Upstream), now())),
         }
     }
 

@@ -87,7 +87,7 @@ impl Throttle {
 
     /// Counts a request that was too large.
     pub fn refused_for_size(&self) {
-        self.connection.tenant.usage.refused(Exceeded::of(Limit::RequestBytes));
+        self.connection.tenant.usage.refused(Exceeded::of(Limit::RequestBytes), now());
     }
 }
 

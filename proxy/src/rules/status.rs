@@ -177,11 +177,9 @@ pub fn not_allowed(method: &Method, refusal: Refusal) -> Status {
     })
 }
 
-/// A limit of the tenant's is reached. Begins with etcd's own words where etcd has any, and says when to come again: in
-/// words, as gRPC's `RetryInfo`, and as HTTP's `retry-after` in whole seconds.
-pub fn exhausted(exceeded: Exceeded) -> Status {
-    let Exceeded { limit, wait } = exceeded;
-    let what = match limit {
+/// Which limit was met, in the words that clients hear.
+pub fn of_limit(limit: Limit) -> &'static str {
+    match limit {
         Limit::Connections => "etcdserver: too many connections of this tenant",
         Limit::Streams => "etcdserver: too many streams of this tenant",
         Limit::Watches => "etcdserver: too many watches of this tenant",
@@ -193,7 +191,14 @@ pub fn exhausted(exceeded: Exceeded) -> Status {
         Limit::StoredBytes => "etcdserver: mvcc: database space exceeded: this tenant has stored as much as it may",
         Limit::Upstream => "etcdserver: too many requests: no turn came in time, since others have theirs first",
         Limit::Memory => "etcdserver: the proxy holds too many large answers; read in pages",
-    };
+    }
+}
+
+/// A limit of the tenant's is reached. Begins with etcd's own words where etcd has any, and says when to come again: in
+/// words, as gRPC's `RetryInfo`, and as HTTP's `retry-after` in whole seconds.
+pub fn exhausted(exceeded: Exceeded) -> Status {
+    let Exceeded { limit, wait } = exceeded;
+    let what = of_limit(limit);
     let message = format!("{what}; try again in {}ms", wait.as_millis().max(1));
     let retry = RetryInfo { retry_delay: prost_types::Duration::try_from(wait).ok() };
     let details = RichStatus {

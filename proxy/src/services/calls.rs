@@ -137,7 +137,7 @@ impl Forward<'_> {
             Some(Shape::Txn) => policy::txn_puts(&requests.unframe(body)?).map_err(status::malformed)?,
             _ => false,
         };
-        if stores { usage.has_room().map_err(status::exhausted) } else { Ok(()) }
+        if stores { usage.has_room(admission::now()).map_err(status::exhausted) } else { Ok(()) }
     }
 
     fn max_answer(&self, caller: &Caller) -> usize {
@@ -148,7 +148,8 @@ impl Forward<'_> {
     fn too_large(&self, caller: &Caller, status: Status) -> Status {
         let limit = self.max_answer(caller);
         if status.code() == Code::ResourceExhausted && limit < self.upstream.limits().max_answer {
-            return status::exhausted(caller.tenant().usage.refused(Exceeded::of(Limit::AnswerBytes)));
+            let exceeded = Exceeded::of(Limit::AnswerBytes);
+            return status::exhausted(caller.tenant().usage.refused(exceeded, admission::now()));
         }
         status
     }

@@ -207,10 +207,10 @@ fn refusals(lines: &mut Lines, now: &Document) {
     if now.refusals.is_empty() {
         return;
     }
-    lines.head(format!("{:<10} {:<28} {:<12} {:>6}  {}", "REFUSED", "TENANT", "REASON", "TIMES", "WHAT"));
+    lines.head(format!("{:<10} {:<28} {:<19} {:>6}  {}", "REFUSED", "TENANT", "REASON", "TIMES", "WHAT"));
     for one in &now.refusals {
         let ago = span(now.now - one.at);
-        lines.add("", format!("{ago:<10} {:<28} {:<12} {:>6}  {}", one.tenant, one.reason, one.count, one.what));
+        lines.add("", format!("{ago:<10} {:<28} {:<19} {:>6}  {}", one.tenant, one.reason, one.count, one.what));
     }
 }
 

@@ -127,7 +127,15 @@ pub struct Usage {
     pub concurrent_requests: Counter,
     pub flow: Flow,
     pub stored: Stored,
-    refused: [AtomicU64; Limit::ALL.len()],
+    refused: [Refused; Limit::ALL.len()],
+}
+
+/// What was refused for one limit.
+#[derive(Debug, Default)]
+struct Refused {
+    count: AtomicU64,
+    /// When the last of them was, in milliseconds of the clock that is the callers'.
+    last: AtomicU64,
 }
 
 impl Usage {
@@ -144,15 +152,23 @@ impl Usage {
         }
     }
 
-    /// Counts a refusal, and says it again.
-    pub fn refused(&self, exceeded: Exceeded) -> Exceeded {
-        self.refused[exceeded.limit as usize].fetch_add(1, Relaxed);
+    /// Counts a refusal of `now`, and says it again.
+    pub fn refused(&self, exceeded: Exceeded, now: Duration) -> Exceeded {
+        let refused = &self.refused[exceeded.limit as usize];
+        refused.last.fetch_max(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Relaxed);
+        refused.count.fetch_add(1, Relaxed);
         exceeded
     }
 
     /// How often something was refused.
     pub fn refusals(&self, limit: Limit) -> u64 {
-        self.refused[limit as usize].load(Relaxed)
+        self.refused[limit as usize].count.load(Relaxed)
+    }
+
+    /// When that was for the last time.
+    pub fn last_refusal(&self, limit: Limit) -> Option<Duration> {
+        let refused = &self.refused[limit as usize];
+        (refused.count.load(Relaxed) > 0).then(|| Duration::from_millis(refused.last.load(Relaxed)))
     }
 
     /// What is in use of what has a limit.
@@ -174,7 +190,7 @@ impl Usage {
     }
 
     /// Whether a write may come that stores something.
-    pub fn has_room(&self) -> Result<(), Exceeded> {
+    pub fn has_room(&self, now: Duration) -> Result<(), Exceeded> {
         if !self.stored.is_known.load(Relaxed) {
             return Ok(());
         }
@@ -182,10 +198,10 @@ impl Usage {
             limit > 0 && u64::try_from(count.load(Relaxed)).is_ok_and(|count| count >= limit)
         };
         if is_full(self.limits.keys, &self.stored.keys) {
-            return Err(self.refused(Exceeded::of(Limit::Keys)));
+            return Err(self.refused(Exceeded::of(Limit::Keys), now));
         }
         if is_full(self.limits.stored_bytes, &self.stored.bytes) {
-            return Err(self.refused(Exceeded::of(Limit::StoredBytes)));
+            return Err(self.refused(Exceeded::of(Limit::StoredBytes), now));
         }
         Ok(())
     }
@@ -390,11 +406,13 @@ mod tests {
     #[test]
     fn refusals_are_counted_by_what_was_exceeded() {
         let usage = Usage::new(Limits { keys: 2, ..Limits::default() });
-        assert_eq!(usage.has_room(), Ok(()), "nothing is refused before it is counted");
+        let now = Duration::from_secs(7);
+        assert_eq!(usage.has_room(now), Ok(()), "nothing is refused before it is counted");
         usage.stored.keys.store(2, Relaxed);
         usage.stored.is_known.store(true, Relaxed);
-        assert_eq!(usage.has_room().expect_err("it is full").limit, Limit::Keys);
+        assert_eq!(usage.has_room(now).expect_err("it is full").limit, Limit::Keys);
         assert_eq!((usage.refusals(Limit::Keys), usage.refusals(Limit::StoredBytes)), (1, 0));
+        assert_eq!((usage.last_refusal(Limit::Keys), usage.last_refusal(Limit::StoredBytes)), (Some(now), None));
         assert_eq!(usage.used(), [(Limit::Keys, 2)]);
         for (index, limit) in Limit::ALL.into_iter().enumerate() {
             assert_eq!(limit as usize, index, "{}", limit.label());

@@ -357,7 +357,7 @@ impl Session {
     }
 
     fn refuse_for_want_of_room(&mut self, header: ResponseHeader) {
-        let exceeded = self.connection.tenant.usage.refused(Exceeded::of(Limit::Watches));
+        let exceeded = self.connection.tenant.usage.refused(Exceeded::of(Limit::Watches), admission::now());
         self.refuse_create(Refused { header, reason: status::exhausted(exceeded).message().to_owned() });
     }
 
