@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Makes everything that a release consists of, with checksums: for each platform
-# the static programs, the image and the Debian package; the chart; what the
-# programs are made of.
+# the static programs, the image and the Debian package; one image for all; the
+# chart; what the programs are made of. Programs are started before they are packed.
 #
 # usage: deploy/release.sh OUT [ARCHITECTURE...]    amd64 arm64; both
 #
 # Programs are built by cargo with the release profile, for another processor by
-# Debian's cross compiler. The same commit and toolchain give the same bytes.
+# Debian's cross compiler, and there started under Debian's qemu-user-static. The same commit and toolchain give the same bytes.
 # RELEASE_PROFILE=dev tries the recipe in a fraction of the time.
 set -euo pipefail
 
@@ -48,6 +48,16 @@ ready_for() {
   export JEMALLOC_SYS_WITH_LG_PAGE=16
 }
 
+# emulator_for TRIPLE: what starts its programs here, nothing if they start by themselves; or what is missing.
+emulator_for() {
+  [[ $1 == "$(uname -m)"-* ]] && return
+  command -v "qemu-${1%%-*}-static" || {
+    echo "release: qemu-${1%%-*}-static is missing, and no program is packed that was not started (Debian: apt install qemu-user-static)" >&2
+    exit 1
+  }
+}
+
+images=()
 for architecture in "$@"; do
   case $architecture in
     amd64) triple=x86_64-unknown-linux-gnu ;;
@@ -57,6 +67,7 @@ for architecture in "$@"; do
       exit 64
       ;;
   esac
+  emulator=$(emulator_for $triple)
   (
     ready_for $triple
     # No path of this machine may stand in the programs.
@@ -65,6 +76,7 @@ for architecture in "$@"; do
   )
   # cargo keeps what the profile dev builds in a folder of another name.
   built=$target/$triple/${profile/#dev/debug}
+  deploy/smoke.sh "$built" ${emulator:+"$emulator"}
   name=etcd-proxy-$version-linux-$architecture
   stage=$(mktemp -d)
   mkdir "$stage/$name"
@@ -73,9 +85,11 @@ for architecture in "$@"; do
   pack "$stage" "$name" >"$out/$name.tar.gz"
   rm -rf "$stage"
   DEB_ARCHITECTURE=$architecture deploy/debian/build.sh "$built/etcd-proxy" "$out/etcd-proxy_${version}_$architecture.deb"
-  IMAGE_ARCHITECTURE=$architecture deploy/image/build.sh "$built" "$out/etcd-proxy-$version-image-$architecture.tar"
+  images+=("$out/etcd-proxy-$version-image-$architecture.tar")
+  IMAGE_ARCHITECTURE=$architecture deploy/image/build.sh "$built" "${images[-1]}"
   deploy/sbom.sh $triple >"$out/etcd-proxy-$version-$architecture.cdx.json"
 done
+deploy/image/join.sh "$out/etcd-proxy-$version-image.tar" "${images[@]}"
 pack deploy/helm --exclude=ci etcd-proxy >"$out/etcd-proxy-chart-$version.tgz"
 cp deploy/crds/etcdproxy.dev.yaml "$out/etcd-proxy-$version-crds.yaml"
 rm -f "$out/SHA256SUMS"

@@ -44,6 +44,8 @@ chmod 1777 "$rootfs/tmp"
 printf 'etcd-proxy:x:%s:%s::/:/\n' $USER_ID $USER_ID >"$rootfs/etc/passwd"
 printf 'etcd-proxy:x:%s:\n' $USER_ID >"$rootfs/etc/group"
 
+strip=strip
+[[ $architecture == arm64 && $(uname -m) != aarch64 ]] && strip=aarch64-linux-gnu-strip
 for program in etcd-proxy etcd-proxy-operator; do
   [[ -x "$from/$program" ]] || {
     echo "image: no $from/$program; run make image, which builds it" >&2
@@ -51,7 +53,7 @@ for program in etcd-proxy etcd-proxy-operator; do
   }
   install -m 755 "$from/$program" "$rootfs/usr/bin/$program"
   # Names of functions stay, for traces; lines do not, since an image is shipped.
-  ! command -v strip >/dev/null || strip --strip-debug "$rootfs/usr/bin/$program" 2>/dev/null || true
+  ! command -v $strip >/dev/null || $strip --strip-debug "$rootfs/usr/bin/$program" 2>/dev/null || true
   # A static program has no interpreter, and ldd says so by failing.
   if libraries=$(ldd "$from/$program" 2>/dev/null) && grep -q '=>' <<<"$libraries"; then
     echo "image: $program is not static; this image serves for tests on this machine only" >&2

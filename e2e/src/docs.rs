@@ -49,6 +49,22 @@ impl Session {
         sessions
     }
 
+    /// The same with each command changed.
+    pub fn map(mut self, change: impl Fn(&str) -> String) -> Session {
+        for command in &mut self.commands {
+            *command = change(command);
+        }
+        self
+    }
+
+    /// What is typed up to the first command with these words, and what is typed after it, which prints all that is printed.
+    pub fn split_after(mut self, words: &str) -> (Session, Session) {
+        let place = self.commands.iter().position(|command| command.contains(words));
+        let place = place.unwrap_or_else(|| panic!("no command has {words:?}: {self:?}"));
+        let rest = self.commands.split_off(place + 1);
+        (Session { commands: self.commands, prints: Vec::new() }, Session { commands: rest, prints: self.prints })
+    }
+
     /// The commands, and the lines that they must print in this order.
     pub fn parts(&self) -> (&[String], &[String]) {
         (&self.commands, &self.prints)

@@ -247,6 +247,11 @@ impl Member {
         }
     }
 
+    /// From its next start on it is of another version.
+    pub fn upgrade(&mut self, version: Version) {
+        self.program = version.etcd();
+    }
+
     pub fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("the member was started and not stopped")
     }

@@ -1,18 +1,102 @@
-//! What the quick start tells people to paste, run as it stands there; the tables for those who come from etcd's own
-//! proxies, made from etcd's help and from our page of flags; and that what the pages name exists.
+//! What the README and the quick start tell people to paste, run as it stands there; the tables for those who come from
+//! etcd's own proxies, made from etcd's help and from our page of flags; and that what the pages name exists.
+//!
+//! The boxes for a cluster are run by the tests of the chart, that for a host by those of the package, and the walk-through
+//! by those on a real node.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::process::Command;
 
 use etcd_proxy_e2e::docs::Session;
-use etcd_proxy_e2e::{Version, programs};
+use etcd_proxy_e2e::{Etcd, Version, programs};
 
 #[test]
 fn the_quick_start_on_a_laptop_works_as_pasted() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let session = Session::read("docs/quick-start.md", "On a laptop");
     session.run(folder.path(), Version::default(), &HashMap::new());
+}
+
+/// A line of the README as somebody types it who has an etcd on this machine, and a terminal for each program that does
+/// not end. What `make` does is a matter of the run that this is a part of, or of a release; that there is such a target,
+/// of this.
+fn as_typed(line: &str) -> String {
+    if let Some(target) = line.strip_prefix("make ") {
+        return format!("make -n -C '{}' {target} >/dev/null", programs::repository().display());
+    }
+    let line =
+        ["10.0.0.1", "10.0.0.2", "10.0.0.3"].iter().fold(line.to_owned(), |line, one| line.replace(one, "127.0.0.1"));
+    if line.contains(" top ") {
+        return format!("{line} --once");
+    }
+    if !line.contains(" start ") {
+        return line;
+    }
+    let flags = ["--listen-addr=", "--listen-client-urls=http://"];
+    let address = flags.iter().find_map(|flag| line.split_once(flag)).expect("it says where it listens").1;
+    let address = address.split_whitespace().next().expect("an address follows");
+    format!("{line} 2>>log &\nat={address}\nuntil (exec 3<>\"/dev/tcp/${{at/:/\\/}}\") 2>/dev/null; do sleep 0.1; done")
+}
+
+/// Runs the boxes of the README under a heading, in a folder that has the program where `make build` puts it.
+fn readme_works(heading: &str, version: Version, known: &HashMap<u16, u16>) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let release = folder.path().join("target/release");
+    std::fs::create_dir_all(&release).expect("a folder can be made");
+    std::os::unix::fs::symlink(programs::etcd_proxy(), release.join("etcd-proxy")).expect("a link can be made");
+    let boxes: Vec<Session> = Session::all("README.md")
+        .into_iter()
+        .filter(|(above, _)| above == heading)
+        .map(|(_, session)| session)
+        .collect();
+    assert!(!boxes.is_empty(), "README.md has no box under {heading:?}");
+    for session in boxes {
+        session.map(as_typed).run(folder.path(), version, known);
+    }
+}
+
+fn port(address: &str) -> u16 {
+    address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address ends with its port")
+}
+
+#[test]
+fn the_readmes_commands_work_as_typed() {
+    let etcd = Etcd::start();
+    let known = HashMap::from([(2379, port(etcd.address()))]);
+    for heading in ["etcd-proxy", "Use it", "The gateway", "Look at it"] {
+        readme_works(heading, Version::default(), &known);
+    }
+    let etcd = Etcd::builder().version(Version::V3_5).flag("--enable-v2").start();
+    let known = HashMap::from([(2380, port(etcd.members()[0].peer_url()))]);
+    readme_works("The HTTP proxy", Version::V3_5, &known);
+}
+
+#[test]
+fn a_proxy_is_exchanged_as_the_page_about_upgrades_says() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    Session::read("docs/upgrade.md", "A proxy").run(folder.path(), Version::default(), &HashMap::new());
+}
+
+#[test]
+fn every_box_of_commands_is_one_that_a_test_runs() {
+    // Who runs the boxes of which page, by heading; the walk-through and the pages of single features run all of theirs.
+    let pages: [(&str, &[&str]); 5] = [
+        ("README.md", &["etcd-proxy", "Use it", "The gateway", "The HTTP proxy", "Look at it"]),
+        ("docs/quick-start.md", &["On a laptop", "On a host", "On a cluster"]),
+        ("docs/helm.md", &["The Helm chart"]),
+        ("docs/upgrade.md", &["A proxy"]),
+        ("deploy/README.md", &["On Kubernetes"]),
+    ];
+    for (page, run) in pages {
+        let text = std::fs::read_to_string(programs::repository().join(page)).expect("the page is there");
+        for line in text.lines() {
+            assert!(!["```sh", "```bash", "```shell"].contains(&line), "{page}: a box whose commands no test runs");
+        }
+        for (heading, _) in Session::all(page) {
+            assert!(run.contains(&heading.as_str()), "{page}: no test runs the box under {heading:?}");
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,17 @@
-//! The Debian package and its unit: made twice with the same bytes, judged by systemd's own tools, unpacked, and run as the
-//! unit says. systemd itself starts nothing here, since it would have to be the first process of the machine.
+//! What a release packs. The Debian package and its unit: made twice with the same bytes, judged by systemd's own tools,
+//! unpacked, and run as the unit says; systemd itself starts nothing here, since it would have to be the first process of
+//! the machine. The programs are started as the recipe starts them, and images of two processors made one.
 
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use etcd_proxy_e2e::docs::Session;
 use etcd_proxy_e2e::{Etcd, Etcdctl, Process, Version, ports, programs};
+use serde_json::Value;
 
 /// What `systemd-analyze security` may find at most; most services of a distribution stand at 9.
 const EXPOSURE: &str = "--threshold=20";
@@ -114,4 +119,109 @@ fn what_the_package_installs_starts_serves_and_ends_as_its_unit_says() {
     process.signal(libc::SIGTERM);
     assert_eq!(told(), "STOPPING=1");
     assert_eq!(process.wait(), 0);
+}
+
+/// Stand-ins for what would change this machine, or needs systemd as its first process: a package is unpacked into a folder,
+/// and a unit is started as its file says, until it tells that it is ready.
+const STAND_INS: [(&str, &str); 5] = [
+    ("make", "[ \"$1\" = deb ] && mkdir -p target && cp \"$PACKAGE\" target/etcd-proxy.deb"),
+    ("apt", "[ \"$1\" = install ] && dpkg-deb --extract \"$2\" root"),
+    ("editor", "sed -i \"s|\\[127.0.0.1:2379\\]|[$ETCD]|; $PORTS\" \"root$1\""),
+    (
+        "systemctl",
+        "[ \"$1 $2\" = 'enable --now' ] || exit 1\n\
+         start=$(sed -n \"s|^ExecStart=||p\" \"root/usr/lib/systemd/system/$3.service\" | sed 's|/usr/|root/usr/|; s|/etc/|root/etc/|')\n\
+         $start >/dev/null 2>journal &\n\
+         until grep -q 'successfully notified init daemon' journal; do kill -0 $!; sleep 0.1; done",
+    ),
+    ("journalctl", "[ \"$1\" = -u ] && cat journal"),
+];
+
+#[test]
+fn the_quick_start_on_a_host_works_as_pasted_with_stand_ins_for_apt_and_systemd() {
+    let folder = folder();
+    let package = package(folder.path(), "it.deb");
+    let etcd = Etcd::start();
+    let bin = folder.path().join("stand-ins");
+    std::fs::create_dir(&bin).expect("a folder can be made");
+    let (clients, metrics) = (ports::free(), ports::free());
+    for (name, script) in STAND_INS {
+        let path = bin.join(name);
+        let script = script
+            .replace("$PACKAGE", &package.display().to_string())
+            .replace("$ETCD", etcd.address())
+            .replace("$PORTS", &format!("s|:23790|:{clients}|; s|:23791|:{metrics}|"));
+        std::fs::write(&path, format!("#!/bin/sh\nset -e\n{script}\n")).expect("the script can be written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("it can be made executable");
+    }
+    let bin = bin.display().to_string();
+    let session = Session::read("docs/quick-start.md", "On a host").map(|line| format!("PATH={bin}:$PATH; {line}"));
+    let known = HashMap::from([(23790, clients), (23791, metrics)]);
+    let outcome = session.run(folder.path(), Version::default(), &known);
+    assert!(outcome.stdout.contains(&clients.to_string()), "the journal tells where it listens: {outcome:?}");
+}
+
+#[test]
+fn programs_of_a_release_are_started_before_they_are_packed() {
+    let folder = programs::etcd_proxy().parent().expect("a program lies in a folder").to_owned();
+    let script = |name: &str| programs::repository().join("deploy").join(name);
+    output(Command::new(script("smoke.sh")).arg(&folder));
+    let release = std::fs::read_to_string(script("release.sh")).expect("the recipe is there");
+    let place = |what: &str| release.find(what).unwrap_or_else(|| panic!("the recipe has no {what}"));
+    for packer in ["debian/build.sh", "image/build.sh", "pack \"$stage\""] {
+        assert!(place("deploy/smoke.sh \"$built\"") < place(packer), "{packer}");
+    }
+    // What does not work is not packed.
+    let broken = self::folder();
+    for name in ["etcd-proxy", "etcd-proxy-operator"] {
+        std::os::unix::fs::symlink("/bin/false", broken.path().join(name)).expect("a link can be made");
+    }
+    let refused = Command::new(script("smoke.sh")).arg(broken.path()).output().expect("the script can be started");
+    assert!(!refused.status.success());
+}
+
+#[test]
+fn one_image_serves_two_processors_and_has_the_same_bytes_each_time() {
+    let folder = folder();
+    let script = |name: &str| programs::repository().join("deploy/image").join(name);
+    let at = |name: &str| folder.path().join(name);
+    for architecture in ["amd64", "arm64"] {
+        let root = at(architecture);
+        std::fs::create_dir(&root).expect("a folder can be made");
+        std::fs::write(root.join("program"), architecture).expect("a file can be written");
+        let mut make = Command::new(script("oci.sh"));
+        make.args(["--architecture", architecture, "--name", "localhost/it:1", "--entrypoint", "/program"]);
+        output(make.arg(&root).arg(at(&format!("{architecture}.tar"))));
+    }
+    for out in ["one.tar", "two.tar"] {
+        output(Command::new(script("join.sh")).arg(at(out)).arg(at("amd64.tar")).arg(at("arm64.tar")));
+    }
+    let bytes = |name: &str| std::fs::read(at(name)).expect("the image can be read");
+    assert!(bytes("one.tar") == bytes("two.tar"), "the images differ");
+
+    let whole = at("whole");
+    std::fs::create_dir(&whole).expect("a folder can be made");
+    output(Command::new("tar").arg("-xf").arg(at("one.tar")).arg("-C").arg(&whole));
+    let json = |path: PathBuf| -> Value {
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    };
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
+        let path = whole.join("blobs/sha256").join(digest.expect("a descriptor has a digest"));
+        let size = std::fs::metadata(&path).expect("the blob is there").len();
+        assert_eq!(descriptor["size"], size, "{descriptor}");
+        path
+    };
+    let index = json(blob(&json(whole.join("index.json"))["manifests"][0]));
+    let platforms: Vec<&Value> = ["amd64", "arm64"]
+        .iter()
+        .zip(index["manifests"].as_array().expect("an index has manifests"))
+        .map(|(architecture, manifest)| {
+            let config = json(blob(&json(blob(manifest))["config"]));
+            assert_eq!(config["architecture"], *architecture);
+            &manifest["platform"]["architecture"]
+        })
+        .collect();
+    assert_eq!(platforms, ["amd64", "arm64"]);
 }
