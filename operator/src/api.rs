@@ -5,6 +5,7 @@
 //! rule or a reader needs them: each is a difference that a GitOps tool reports to somebody.
 
 mod backend;
+mod limits;
 mod proxy;
 mod schema;
 mod shared;
@@ -14,11 +15,13 @@ pub use backend::{AllowedNamespaces, BackendLimits, EtcdBackend, EtcdBackendSpec
 pub use backend::{
     GrantAccess, LabelSelector, LabelSelectorOperator, LabelSelectorRequirement, ProxyPods, ReclaimPolicy,
 };
-pub use proxy::{Advertise, Api, BackendRef, ClientAuth, Compact, EtcdProxy, EtcdProxySpec, Limits, Metrics, Mode};
+pub use limits::{ConnectionLimits, Limits};
+pub use proxy::{Advertise, Api, BackendRef, ClientAuth, Compact, EtcdProxy, EtcdProxySpec, Metrics, Mode};
 pub use proxy::{NetworkPolicyMode, PodMonitorMode, Position, Profile, Registration, ServiceSettings, ServingTls};
 pub use proxy::{Sidecar, TlsSource, Traffic, UpdateStrategy, Upstream};
+pub use schema::METHODS;
 pub use shared::TolerationOperator;
-pub use shared::{ClientTls, KeyRef, NameRef, Quantity, RefKind, Resources, Toleration, TolerationEffect};
+pub use shared::{ClientTls, KeyRef, NameRef, Quantity, RefKind, Resources, Toleration, TolerationEffect, UserRef};
 pub use status::{Binding, Certificates, Condition, EtcdProxyStatus, SidecarStatus, Workload};
 
 use kube::CustomResourceExt;

@@ -9,7 +9,8 @@ mod tests;
 
 pub use access::own_part;
 pub use names::{HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, HOME_LABEL_OWNER, Home, Object, finalizer, short_hash};
-pub use references::{Found, ObjectKey, certificate_facts, check_client, references, upstream_references};
+pub use references::upstream_references;
+pub use references::{Found, ObjectKey, PASSWORD, USERNAME, certificate_facts, check_client, check_user, references};
 
 use std::collections::BTreeMap;
 
@@ -175,10 +176,15 @@ pub struct Proxy {
     pub metrics_port: i32,
     pub endpoints: Vec<String>,
     pub upstream_tls: Option<UpstreamTls>,
+    /// Secret with username and password of the proxy's own user at etcd.
+    pub upstream_user: Option<String>,
     pub prefix: String,
     pub serving: Serving,
     pub profile: Profile,
     pub compact: Compact,
+    /// Methods on top of the profile, and methods that nothing allows.
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
     pub limits: Limits,
     pub registration: Option<Registration>,
     pub drain_seconds: i32,
@@ -189,6 +195,8 @@ pub struct UpstreamTls {
     /// Secret with tls.crt and tls.key.
     pub pair: Option<String>,
     pub ca: Option<Ca>,
+    /// The name to expect in etcd's certificates, in place of each endpoint's host.
+    pub server_name: Option<String>,
 }
 
 /// Where a CA bundle stands.
@@ -241,11 +249,14 @@ pub fn check(proxy: &EtcdProxy, fetched: &Fetched, settings: &Settings) -> Resul
         metrics_port: spec.metrics.port,
         endpoints: access.endpoints,
         upstream_tls: contents.upstream_tls,
+        upstream_user: contents.upstream_user,
         prefix: access.prefix.clone(),
         serving,
         profile,
         compact,
-        limits: spec.limits.clone().unwrap_or_default(),
+        allow: spec.api.allow.clone().unwrap_or_default(),
+        deny: spec.api.deny.clone().unwrap_or_default(),
+        limits: spec.limits.clone().unwrap_or_default().and(&access.limits),
         registration: spec.registration.as_ref().map(|wanted| Registration {
             prefix: wanted.prefix.clone(),
             ttl_seconds: wanted.ttl_seconds,
@@ -313,12 +324,17 @@ fn sidecar(spec: &EtcdProxySpec, object: &Object, base: &Proxy, chained: bool) -
     let mut proxy = Proxy { loopback: true, registration: None, ..base.clone() };
     if chained {
         proxy.endpoints = vec![format!("https://{}.{}.svc:{}", object.name, object.namespace, spec.port)];
-        proxy.upstream_tls = Some(UpstreamTls { pair: Some(object.binding()), ca: Some(Ca::WithPair("ca.crt")) });
+        let (pair, ca) = (Some(object.binding()), Some(Ca::WithPair("ca.crt")));
+        proxy.upstream_tls = Some(UpstreamTls { pair, ca, server_name: None });
+        proxy.upstream_user = None;
         proxy.prefix = String::new();
         proxy.serving = Serving::Clear;
         // What may be called is decided where the credential is.
         proxy.profile = Profile::Full;
         proxy.compact = Compact::Deny;
+        (proxy.allow, proxy.deny) = (Vec::new(), Vec::new());
+        // And what is stored is counted there.
+        proxy.limits = Limits { keys: None, stored_bytes: None, ..proxy.limits };
     }
     let position = spec.sidecar.as_ref().and_then(|sidecar| sidecar.position).unwrap_or(Position::First);
     Sidecar { proxy, position }

@@ -50,7 +50,8 @@ pub fn sidecar(plan: &Plan) -> Option<SidecarStatus> {
     let container = container::sidecar(&sidecar.proxy, &plan.endpoints[0]);
     let volumes = container::volumes(&sidecar.proxy);
     let config_hash = short_hash(&json!([container, volumes]).to_string());
-    Some(SidecarStatus { config_hash, position: format!("{:?}", sidecar.position), container, volumes })
+    let position = format!("{:?}", sidecar.position);
+    Some(SidecarStatus { config_hash, position, container, volumes, outdated_pods: None })
 }
 
 /// What the cluster can do and how it is named.

@@ -68,8 +68,14 @@ fn documentation() -> String {
     text
 }
 
+/// More than these are for `kubectl explain`, and would make a row that nobody reads.
+const MOST_CHOICES: usize = 12;
+
 fn type_of(field: &Value) -> String {
     if let Some(choices) = field["enum"].as_array() {
+        if choices.len() > MOST_CHOICES {
+            return format!("one of {} names", choices.len());
+        }
         return choices.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
     }
     if field["x-kubernetes-int-or-string"] == true {

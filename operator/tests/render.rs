@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use etcd_proxy::flags::{self, Flags, Invocation};
-use etcd_proxy_operator::api::{EtcdBackend, EtcdProxy};
+use etcd_proxy::flags::{self, Flags, Invocation, LimitFlags};
+use etcd_proxy::rules::{methods::METHODS, tenant::policy};
+use etcd_proxy_operator::api::{self, EtcdBackend, EtcdProxy};
 use etcd_proxy_operator::plan::{self, Fetched, Found, Plan, Settings};
 use etcd_proxy_operator::render::{self, Cluster, Identity};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -25,6 +26,8 @@ fn secret() -> Found {
         ("tls.crt".to_owned(), certificate.clone()),
         ("tls.key".to_owned(), key.serialize_pem().into_bytes()),
         ("ca.crt".to_owned(), certificate),
+        ("username".to_owned(), b"proxy".to_vec()),
+        ("password".to_owned(), b"never-shown".to_vec()),
     ]))
 }
 
@@ -37,14 +40,19 @@ fn proxy(spec: &str) -> EtcdProxy {
 }
 
 fn plan(spec: &str) -> Plan {
+    plan_with(spec, "")
+}
+
+/// On a backend with more in its spec.
+fn plan_with(spec: &str, more: &str) -> Plan {
     let proxy = proxy(spec);
-    let backend: EtcdBackend = serde_yaml::from_str(
-        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdBackend, metadata: {name: shared, uid: b}, spec: {\
-         endpoints: ['https://etcd:2379'], namespace: backend, keyspace: {root: /t/}, tls: {secretRef: {name: c}}, \
-         allowedNamespaces: {names: [team]}, proxy: {image: theirs:1, priorityClassName: high, \
-         nodeSelector: {a: b}, tolerations: [{operator: Exists}]}, \
-         grants: [{name: old, prefix: /old/, namespaces: [team], access: ReadOnly}]}}",
-    )
+    let backend: EtcdBackend = serde_yaml::from_str(&format!(
+        "{{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdBackend, metadata: {{name: shared, uid: b}}, spec: {{{more}\
+         endpoints: ['https://etcd:2379'], namespace: backend, keyspace: {{root: /t/}}, tls: {{secretRef: {{name: c}}}}, \
+         allowedNamespaces: {{names: [team]}}, proxy: {{image: theirs:1, priorityClassName: high, \
+         nodeSelector: {{a: b}}, tolerations: [{{operator: Exists}}]}}, \
+         grants: [{{name: old, prefix: /old/, namespaces: [team], access: ReadOnly}}]}}}}",
+    ))
     .expect("the backend is written right");
     let backend = proxy.spec.backend_ref.is_some().then_some(backend);
     let objects = plan::references(&proxy, backend.as_ref()).into_iter().map(|key| (key, secret())).collect();
@@ -61,7 +69,12 @@ fn objects(plan: &Plan) -> Vec<Value> {
 fn parsed(container: &Value) -> Flags {
     let arguments = container["args"].as_array().expect("the container has arguments").iter().map(|argument| {
         let text = argument.as_str().expect("an argument is text");
-        text.replace("$(POD_IP)", "10.1.2.3").replace("$(HOST_IP)", "192.168.0.1").replace("$$(", "$(").into()
+        let variables = [("$(POD_IP)", "10.1.2.3"), ("$(HOST_IP)", "192.168.0.1"), ("$(UPSTREAM_USER)", "proxy")];
+        variables
+            .iter()
+            .fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
+            .replace("$$(", "$(")
+            .into()
     });
     let invocation = flags::parse(arguments, &BTreeMap::new());
     let Ok(Invocation::Start { flags, warnings }) = invocation else { panic!("{container:#}: refused") };
@@ -111,6 +124,35 @@ fn each_field_becomes_the_flag_that_it_means() {
     assert_eq!((flags.max_connections, flags.max_concurrent_streams), (5, 6));
     assert_eq!((flags.max_send_bytes, flags.watch_log_max_bytes), (2048, 65536));
 
+    let flags = flags_of(&format!(
+        "{{{OWN}, keyPrefix: a/, limits: {{streams: 1, watches: 2, concurrentRequests: 3, requestsPerSecond: 4, \
+         requestBurst: 5, receivedBytesPerSecond: 6000000000, sentBytesPerSecond: 7000, answerBytes: 8000, keys: 9, \
+         storedBytes: 10000, perConnection: {{watches: 11, requestsPerSecond: 12, receivedBytesPerSecond: 13000, \
+         sentBytesPerSecond: 14000}}}}}}"
+    ));
+    let limits = LimitFlags {
+        tenant_max_streams: 1,
+        tenant_max_watches: 2,
+        tenant_max_concurrent_requests: 3,
+        tenant_max_requests_per_second: 4,
+        tenant_request_burst: 5,
+        tenant_max_received_bytes_per_second: 6_000_000_000,
+        tenant_max_sent_bytes_per_second: 7000,
+        tenant_max_answer_bytes: 8000,
+        tenant_max_keys: 9,
+        tenant_max_stored_bytes: 10_000,
+        connection_max_watches: 11,
+        connection_max_requests_per_second: 12,
+        connection_max_received_bytes_per_second: 13_000,
+        connection_max_sent_bytes_per_second: 14_000,
+        ..Flags::default().tenant_limits
+    };
+    assert_eq!(flags.tenant_limits, limits);
+
+    let flags = flags_of(&format!("{{{OWN}, api: {{allow: [Maintenance/HashKV], deny: [Lock/Lock, KV/Txn]}}}}"));
+    assert_eq!(flags.tenancy.api_allow, ["Maintenance/HashKV"]);
+    assert_eq!(flags.tenancy.api_deny, ["Lock/Lock", "KV/Txn"]);
+
     let registered = "registration: {prefix: here, ttlSeconds: 9, advertise: HostIP}";
     let flags = flags_of(&format!("{{{OWN}, {CLEAR}, hostPort: 4000, {registered}}}"));
     assert_eq!((flags.resolver_prefix.as_str(), flags.resolver_ttl), ("here", 9));
@@ -130,13 +172,16 @@ fn every_file_that_a_flag_names_is_mounted() {
         format!("{{{OWN}}}"),
         format!("{{{tls}}}"),
         format!("{{{tls}, {secret}}}"),
+        "{upstream: {endpoints: ['https://a:1'], auth: {secretRef: {name: u}}}}".to_owned(),
         "{mode: Deployment, backendRef: {name: shared}}".to_owned(),
         "{backendRef: {name: shared, grant: old}}".to_owned(),
     ] {
         let pod = pod(&plan(&spec));
         let flags = parsed(&pod["containers"][0]);
         let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("it mounts").clone();
-        let files = [&flags.cert, &flags.key, &flags.cacert, &flags.cert_file, &flags.key_file, &flags.trusted_ca_file];
+        let mut files =
+            vec![&flags.cert, &flags.key, &flags.cacert, &flags.cert_file, &flags.key_file, &flags.trusted_ca_file];
+        files.push(&flags.login.password_file);
         for file in files.into_iter().flatten() {
             let folder = file.parent().expect("a file stands in a folder").display().to_string();
             let mount = mounts.iter().find(|mount| mount["mountPath"] == folder.as_str());
@@ -145,6 +190,54 @@ fn every_file_that_a_flag_names_is_mounted() {
             assert!(volumes.iter().any(|volume| volume["name"] == mount["name"]), "{spec}: {mount} has no volume");
         }
     }
+}
+
+#[test]
+fn the_proxys_own_user_and_the_name_of_etcd_come_from_the_spec() {
+    let own = "{upstream: {endpoints: ['https://a:1'], tls: {serverName: etcd.example}, auth: {secretRef: {name: u}}}}";
+    let pod = pod(&plan(own));
+    let flags = parsed(&pod["containers"][0]);
+    assert_eq!(flags.tls_server_name, "etcd.example");
+    assert_eq!((flags.login.name(), flags.login.name_and_password()), ("proxy", None));
+    let name = json!({"name": "UPSTREAM_USER", "valueFrom": {"secretKeyRef": {"name": "u", "key": "username"}}});
+    assert_eq!(pod["containers"][0]["env"], json!([name]));
+    read_back::<Container>(&pod["containers"][0]);
+    assert!(!pod.to_string().contains("never-shown"), "the password stands nowhere: {pod:#}");
+
+    let shared = plan_with("{mode: Sidecar, backendRef: {name: shared}}", "auth: {secretRef: {name: u}}, ");
+    let claim = shared.workload.as_ref().and(shared.claim.as_ref()).expect("it claims its keys");
+    let container = render::container::claim(&shared.workload.as_ref().expect("it has pods").proxy, claim);
+    assert_eq!(container["env"], json!([name]), "a claim is made as that user too");
+    let arguments: Vec<&str> = container["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(arguments.contains(&"--password-file=/etc/etcd-proxy/upstream-user/password"), "{arguments:?}");
+    etcd_proxy::keyspace::check(arguments.iter().skip(1).map(Into::into)).expect("the proxy knows these flags");
+    read_back::<Container>(&container);
+    let sidecar = &shared.sidecar.as_ref().expect("there is a sidecar").proxy;
+    let flags = parsed(&render::container::sidecar(sidecar, "http://127.0.0.1:2379"));
+    assert!(flags.login.name().is_empty(), "a tenant's pod never sees the backend's user");
+}
+
+#[test]
+fn of_two_limits_the_lesser_holds() {
+    let limits = "limits: {perProxy: {watches: 100, keys: 5, perConnection: {watches: 7}}}, ";
+    let wanted = "limits: {watches: 50, keys: 6, streams: 3, perConnection: {requestsPerSecond: 8}}";
+    let shared = plan_with(&format!("{{mode: Sidecar, {wanted}, backendRef: {{name: shared}}}}"), limits);
+    let flags = parsed(&pod(&shared)["containers"][0]).tenant_limits;
+    assert_eq!((flags.tenant_max_watches, flags.tenant_max_keys, flags.tenant_max_streams), (50, 5, 3));
+    assert_eq!((flags.connection_max_watches, flags.connection_max_requests_per_second), (7, 8));
+    let sidecar = &shared.sidecar.as_ref().expect("there is a sidecar").proxy;
+    let flags = parsed(&render::container::sidecar(sidecar, "http://127.0.0.1:2379")).tenant_limits;
+    assert_eq!(flags.tenant_max_keys, 0, "what is stored is counted where the prefix is");
+}
+
+#[test]
+fn the_methods_that_a_spec_may_name_are_the_proxys() {
+    let known: Vec<&str> = METHODS.iter().map(|method| method.path).collect();
+    for name in api::METHODS {
+        let found = policy::method_named(name).unwrap_or_else(|| panic!("the proxy has no {name}"));
+        assert!(found.path.ends_with(&format!(".{name}")));
+    }
+    assert_eq!(api::METHODS.len(), known.len(), "{known:?}");
 }
 
 #[test]

@@ -342,7 +342,8 @@ fn auto_tls_folder(data_dir: &Path) -> PathBuf {
 
 /// TLS towards etcd, if any of its flags is given.
 pub fn client_tls(flags: &Flags) -> Result<Option<ClientTls>, ConfigError> {
-    if flags.cert.is_none() && flags.key.is_none() && flags.cacert.is_none() && !flags.insecure_skip_tls_verify {
+    let has_files = flags.cert.is_some() || flags.key.is_some() || flags.cacert.is_some();
+    if !has_files && !flags.insecure_skip_tls_verify && flags.tls_server_name.is_empty() {
         return Ok(None);
     }
     let config = tls::client::Config {
@@ -350,7 +351,7 @@ pub fn client_tls(flags: &Flags) -> Result<Option<ClientTls>, ConfigError> {
         key: flags.key.clone(),
         cacert: flags.cacert.clone(),
         insecure_skip_verify: flags.insecure_skip_tls_verify,
-        server_name: None,
+        server_name: Some(flags.tls_server_name.clone()),
         allow_non_empty_cn: false,
         cipher_suites: Vec::new(),
     };

@@ -160,6 +160,12 @@ pub struct Flags {
     #[arg(long, help_heading = CLIENT_TLS, value_name = "bool", default_value = "false", action = ArgAction::Set, value_parser = go::parse_bool)]
     pub insecure_skip_tls_verify: bool,
 
+    /// name that the certificates of the etcd servers must have, in place of each endpoint's host
+    ///
+    /// None: the host of each endpoint. etcd has no such flag; kubectl has it by this name.
+    #[arg(long, help_heading = CLIENT_TLS, value_name = "string", default_value = "")]
+    pub tls_server_name: String,
+
     #[command(flatten)]
     #[serde(flatten)]
     pub login: UserFlags,

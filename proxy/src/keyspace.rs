@@ -23,9 +23,14 @@ use tonic::Status;
 
 use crate::{
     metrics::Metrics,
-    rules::keys::prefix_end,
+    rules::{keys::prefix_end, tenant::UserNumber},
     tls::{self, ClientTls},
-    upstream::{Limits, Upstream, channel, endpoint::Endpoint, endpoints::Endpoints, users::Users},
+    upstream::{
+        Limits, Upstream, channel,
+        endpoint::Endpoint,
+        endpoints::Endpoints,
+        users::{self, Password, Proof, Users},
+    },
 };
 
 /// The word on the command line.
@@ -101,6 +106,15 @@ struct Etcd {
     /// CA bundle file that verifies the certificates of the etcd servers
     #[arg(long)]
     cacert: Option<PathBuf>,
+    /// Name that the certificates of the etcd servers must have, in place of each endpoint's host
+    #[arg(long)]
+    tls_server_name: Option<String>,
+    /// etcd user as whom this command asks
+    #[arg(long, requires = "password_file")]
+    user: Option<String>,
+    /// File with the password of user
+    #[arg(long, requires = "user")]
+    password_file: Option<PathBuf>,
 }
 
 /// How a command failed.
@@ -196,11 +210,12 @@ fn connect(etcd: &Etcd) -> Result<KvClient<Upstream>, Failure> {
     let other = |error: &dyn fmt::Display| Failure::Other(error.to_string());
     let endpoints: Result<Vec<Arc<Endpoint>>, _> = etcd.endpoints.iter().map(|text| Endpoint::parse(text)).collect();
     let endpoints = Endpoints::new(endpoints.map_err(|error| other(&error))?);
-    let wants_tls = etcd.cert.is_some() || etcd.cacert.is_some();
+    let wants_tls = etcd.cert.is_some() || etcd.cacert.is_some() || etcd.tls_server_name.is_some();
     let files = tls::client::Config {
         cert: etcd.cert.clone(),
         key: etcd.key.clone(),
         cacert: etcd.cacert.clone(),
+        server_name: etcd.tls_server_name.clone(),
         ..tls::client::Config::default()
     };
     let tls = wants_tls.then(|| ClientTls::load(&files)).transpose().map_err(|error| other(&error))?;
@@ -213,7 +228,11 @@ fn connect(etcd: &Etcd) -> Result<KvClient<Upstream>, Failure> {
     };
     let limits = Limits { max_request: 1 << 20, max_answer: 16 << 20 };
     let metrics = Arc::new(Metrics::new());
-    let users = Users::new(Vec::new(), &metrics);
+    let own = etcd.user.clone().zip(etcd.password_file.clone()).map(|(name, file)| {
+        let proof = Proof::Password { name, password: Password::File(file) };
+        users::Config { number: UserNumber::PROXY, proof }
+    });
+    let users = Users::new(own.into_iter().collect(), &metrics);
     Ok(KvClient::new(Upstream::new(endpoints, Arc::new(channel), users, limits, metrics)))
 }
 

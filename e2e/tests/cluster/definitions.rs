@@ -30,6 +30,14 @@ fn proxies() -> Vec<(String, &'static str)> {
             "",
         ),
         (own("limits: {connections: 1}, service: {traffic: NodeOnly, annotations: {a: b}}, metrics: {port: 9000}"), ""),
+        (own("limits: {watches: 1, storedBytes: 6000000000, perConnection: {watches: 1}}"), ""),
+        (own("api: {allow: [Maintenance/HashKV], deny: [Lock/Lock]}"), ""),
+        (shared("api: {deny: [KV/Txn]}"), ""),
+        (
+            "{upstream: {endpoints: ['https://a:1'], tls: {serverName: etcd}, auth: {secretRef: {name: u}}}}"
+                .to_owned(),
+            "",
+        ),
         ("{}".to_owned(), "set exactly one of spec.backendRef"),
         (format!("{{{OWN}, {SHARED}}}"), "set exactly one of spec.backendRef"),
         (own("mode: Cluster"), "spec.mode: Unsupported value"),
@@ -64,6 +72,13 @@ fn proxies() -> Vec<(String, &'static str)> {
         ("{upstream: {endpoints: ['http://a:1', 'https://b:1']}}".to_owned(), "all endpoints must use the same scheme"),
         ("{upstream: {endpoints: ['http://a:1', 'http://a:1']}}".to_owned(), "Duplicate value"),
         ("{upstream: {endpoints: ['http://a:1'], tls: {}}}".to_owned(), "upstream.tls needs https:// endpoints"),
+        (
+            "{upstream: {endpoints: ['http://a:1'], auth: {secretRef: {name: u}}}}".to_owned(),
+            "upstream.auth needs https:// endpoints",
+        ),
+        (own("api: {deny: [Lock/Lok]}"), "Unsupported value"),
+        (own("limits: {keys: 0}"), "spec.limits.keys"),
+        (shared("api: {allow: [Maintenance/HashKV]}"), "api.allow is only allowed with spec.upstream"),
         (shared("image: mine:1"), "spec.image cannot be set with spec.backendRef"),
         (shared("api: {profile: Full}"), "api.profile Full is only allowed with spec.upstream"),
         (shared("api: {compact: Allow}"), "api.compact Allow is only allowed with spec.upstream"),
@@ -85,6 +100,8 @@ fn backends() -> Vec<(String, &'static str)> {
         (with(&format!("grants: [{}]", grant("a", "/a"))), "prefix must end with '/'"),
         (with(&format!("grants: [{}, {}]", grant("a", "/a/"), grant("a", "/b/"))), "Duplicate value"),
         (with("limits: {modes: []}"), "spec.limits.modes"),
+        (with("limits: {perProxy: {connections: 9, perConnection: {watches: 3}}}"), ""),
+        (with("auth: {secretRef: {name: u}}"), "auth needs https:// endpoints"),
         ("{endpoints: ['http://a:1'], namespace: b, keyspace: {root: /t/, reclaimPolicy: Delete}}".to_owned(), ""),
         (
             "{endpoints: ['http://a:1'], namespace: b, keyspace: {root: /t/, reclaimPolicy: Burn}}".to_owned(),

@@ -6,9 +6,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
 use super::proxy::Mode;
 use super::schema;
-use super::shared::{ClientTls, Toleration};
+use super::shared::{ClientTls, Toleration, UserRef};
 use super::status::Condition;
 
 /// An etcd that an administrator shares among namespaces. Each namespace gets its own part of the keys:
@@ -36,6 +37,7 @@ use super::status::Condition;
     validation = Rule::new("!has(self.grants) || self.grants.all(g, !g.prefix.startsWith(self.keyspace.root) && !self.keyspace.root.startsWith(g.prefix))").message("a grant's prefix must not overlap keyspace.root (tenants get their keys there)"),
     validation = Rule::new("!has(self.grants) || self.grants.all(a, self.grants.all(b, a.name == b.name || !b.prefix.startsWith(a.prefix)))").message("grants must not overlap: no prefix may start with another grant's prefix"),
     validation = Rule::new("!has(self.tls) || self.endpoints.all(e, e.startsWith('https://'))").message("tls needs https:// endpoints"),
+    validation = Rule::new("!has(self.auth) || self.endpoints.all(e, e.startsWith('https://'))").message("auth needs https:// endpoints: a password is not sent in clear text"),
     validation = Rule::new("self.endpoints.all(e, e.startsWith('https://')) || self.endpoints.all(e, e.startsWith('http://'))").message("all endpoints must use the same scheme")
 )]
 pub struct EtcdBackendSpec {
@@ -50,6 +52,10 @@ pub struct EtcdBackendSpec {
     /// TLS to etcd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClientTls>,
+    /// The etcd user as whom the proxies ask for themselves: health, registration, claims and purges. Tenants log in as
+    /// themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<UserRef>,
     /// Where tenants' keys stand.
     pub keyspace: Keyspace,
     /// Who may use this backend. Absent means nobody.
@@ -178,6 +184,9 @@ pub struct BackendLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_replicas: Option<i32>,
+    /// What one proxy takes on at most, whatever its EtcdProxy asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_proxy: Option<Limits>,
 }
 
 /// How the proxies of a backend run; what a tenant must not decide beside the administrator's credential.

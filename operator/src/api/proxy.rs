@@ -6,8 +6,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
 use super::schema;
-use super::shared::{ClientTls, KeyRef, NameRef, Quantity, Resources, Toleration};
+use super::shared::{ClientTls, KeyRef, NameRef, Quantity, Resources, Toleration, UserRef};
 use super::status::EtcdProxyStatus;
 
 /// What is wanted.
@@ -49,6 +50,7 @@ use super::status::EtcdProxyStatus;
     validation = Rule::new("!has(self.backendRef) || !has(self.image)").message("spec.image cannot be set with spec.backendRef: the pod holds the admin's etcd credential"),
     validation = Rule::new("!has(self.backendRef) || !has(self.api.profile) || self.api.profile != 'Full'").message("api.profile Full is only allowed with spec.upstream"),
     validation = Rule::new("!has(self.backendRef) || !has(self.api.compact) || self.api.compact != 'Allow'").message("api.compact Allow is only allowed with spec.upstream: a compaction takes history from every tenant"),
+    validation = Rule::new("!has(self.backendRef) || !has(self.api.allow)").message("api.allow is only allowed with spec.upstream: each method on top of the profile reaches beyond a tenant's keys"),
     validation = Rule::new("has(self.backendRef) || !has(self.api.profile) || self.api.profile != 'Tenant' || (has(self.keyPrefix) && self.keyPrefix != '')").message("api.profile Tenant keeps clients inside spec.keyPrefix: set a keyPrefix, or leave the profile out"),
     validation = Rule::new("!has(self.backendRef) || self.tls.source == 'Managed'").message("tls.source must be Managed with spec.backendRef: private keys never cross namespaces"),
     validation = Rule::new("!has(self.backendRef) || (!has(self.hostPort) && !has(self.nodeSelector) && !has(self.tolerations))").message("hostPort, nodeSelector and tolerations are the admin's choice (EtcdBackend.spec.proxy) with spec.backendRef"),
@@ -94,7 +96,7 @@ pub struct EtcdProxySpec {
     /// What clients may call.
     #[serde(default)]
     pub api: Api,
-    /// What one proxy takes on at most.
+    /// What one proxy takes on at most. With backendRef the backend's own limits hold too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
     /// Registers each proxy in etcd under a lease, so that clients find all of them by etcd's member list. Absent means
@@ -172,7 +174,8 @@ pub struct BackendRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("self.endpoints.all(e, e.startsWith('https://')) || self.endpoints.all(e, e.startsWith('http://'))").message("all endpoints must use the same scheme"),
-    validation = Rule::new("!has(self.tls) || self.endpoints.all(e, e.startsWith('https://'))").message("upstream.tls needs https:// endpoints")
+    validation = Rule::new("!has(self.tls) || self.endpoints.all(e, e.startsWith('https://'))").message("upstream.tls needs https:// endpoints"),
+    validation = Rule::new("!has(self.auth) || self.endpoints.all(e, e.startsWith('https://'))").message("upstream.auth needs https:// endpoints: a password is not sent in clear text")
 )]
 pub struct Upstream {
     /// URLs of etcd's members, each https://host:port or http://host:port.
@@ -181,6 +184,9 @@ pub struct Upstream {
     /// TLS to etcd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClientTls>,
+    /// The etcd user as whom the proxy asks for itself: health and registration. Clients log in as themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<UserRef>,
 }
 
 /// TLS to clients.
@@ -241,6 +247,14 @@ pub struct Api {
     /// which kube-apiserver wants; Allow, with upstream only, passes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compact: Option<Compact>,
+    /// Methods that are allowed on top of the profile, such as Maintenance/HashKV; with upstream only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::methods")]
+    pub allow: Option<Vec<String>>,
+    /// Methods that are denied whatever else allows them, such as Lock/Lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::methods")]
+    pub deny: Option<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -255,28 +269,6 @@ pub enum Compact {
     Deny,
     Ignore,
     Allow,
-}
-
-/// What one proxy takes on at most.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Limits {
-    /// Client connections at a time; no limit if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub connections: Option<i32>,
-    /// Calls and watches that one connection may have open at a time; no limit if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub streams_per_connection: Option<i32>,
-    /// Largest request that is sent to etcd, in bytes; 1.5 MiB if absent, which is etcd's own limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1024, max = 104_857_600))]
-    pub request_bytes: Option<i32>,
-    /// Events that one shared watch keeps for slower clients, in bytes; 4 MiB if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 65_536, max = 1_073_741_824))]
-    pub watch_log_bytes: Option<i32>,
 }
 
 /// How proxies register in etcd.

@@ -44,6 +44,70 @@ pub fn modes(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// etcd's methods without their packages; a test compares them with the proxy's table.
+pub const METHODS: &[&str] = &[
+    "Auth/AuthDisable",
+    "Auth/AuthEnable",
+    "Auth/AuthStatus",
+    "Auth/Authenticate",
+    "Auth/RoleAdd",
+    "Auth/RoleDelete",
+    "Auth/RoleGet",
+    "Auth/RoleGrantPermission",
+    "Auth/RoleList",
+    "Auth/RoleRevokePermission",
+    "Auth/UserAdd",
+    "Auth/UserChangePassword",
+    "Auth/UserDelete",
+    "Auth/UserGet",
+    "Auth/UserGrantRole",
+    "Auth/UserList",
+    "Auth/UserRevokeRole",
+    "Cluster/MemberAdd",
+    "Cluster/MemberList",
+    "Cluster/MemberPromote",
+    "Cluster/MemberRemove",
+    "Cluster/MemberUpdate",
+    "KV/Compact",
+    "KV/DeleteRange",
+    "KV/Put",
+    "KV/Range",
+    "KV/RangeStream",
+    "KV/Txn",
+    "Lease/LeaseGrant",
+    "Lease/LeaseKeepAlive",
+    "Lease/LeaseLeases",
+    "Lease/LeaseRevoke",
+    "Lease/LeaseTimeToLive",
+    "Maintenance/Alarm",
+    "Maintenance/Defragment",
+    "Maintenance/Downgrade",
+    "Maintenance/Hash",
+    "Maintenance/HashKV",
+    "Maintenance/MoveLeader",
+    "Maintenance/Snapshot",
+    "Maintenance/Status",
+    "Watch/Watch",
+    "Health/Check",
+    "Health/List",
+    "Health/Watch",
+    "Election/Campaign",
+    "Election/Leader",
+    "Election/Observe",
+    "Election/Proclaim",
+    "Election/Resign",
+    "Lock/Lock",
+    "Lock/Unlock",
+];
+
+/// Methods of etcd's API.
+pub fn methods(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "minItems": 1, "maxItems": METHODS.len(), "x-kubernetes-list-type": "set",
+        "items": {"type": "string", "enum": METHODS}
+    })
+}
+
 /// Labels that a node must carry.
 pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

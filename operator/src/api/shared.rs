@@ -53,6 +53,19 @@ pub struct ClientTls {
     /// The CA certificates that verify etcd's servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_ref: Option<KeyRef>,
+    /// The name that is expected in the certificates of etcd's servers; the host of each endpoint if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub server_name: Option<String>,
+}
+
+/// A user of etcd with auth enabled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserRef {
+    /// Secret of type kubernetes.io/basic-auth with username and password. A new password is used without a restart, a
+    /// new username by new pods only.
+    pub secret_ref: NameRef,
 }
 
 /// An amount as Kubernetes writes it, a number or a string such as 250m or 64Mi.

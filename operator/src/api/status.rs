@@ -70,6 +70,9 @@ pub struct SidecarStatus {
     /// The volumes that it mounts.
     #[schemars(schema_with = "schema::parts_of_a_pod")]
     pub volumes: Vec<Value>,
+    /// Pods that run with an older sidecar until their owner restarts them; counted every five minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outdated_pods: Option<i32>,
 }
 
 /// What was made of an EtcdProxy.

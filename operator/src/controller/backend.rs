@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 use super::conditions::{self, ACCEPTED, PROGRAMMED, READY, RESOLVED, Status, said};
 use super::fetch::{self, api_error};
 use super::{Context, Error, RESYNC, RESYNC_REFUSED};
-use crate::api::{EtcdBackend, EtcdBackendStatus, EtcdProxy, GROUP};
-use crate::plan::{Fetched, check_client, upstream_references};
+use crate::api::{EtcdBackend, EtcdBackendSpec, EtcdBackendStatus, EtcdProxy, GROUP};
+use crate::plan::{Fetched, check_client, check_user, upstream_references};
 use crate::render::MANAGER;
 
 /// Keeps a backend while objects use it, so that their children can still be found and deleted.
@@ -38,15 +38,13 @@ pub async fn reconcile(
     if going && users == 0 {
         return Ok(Action::await_change());
     }
-    let refusal = match &backend.spec.tls {
-        None => None,
-        Some(tls) => {
-            let namespace = &backend.spec.namespace;
-            let objects = fetch::all(upstream_references(Some(tls), namespace), &context).await?;
-            let now = OffsetDateTime::now_utc().unix_timestamp();
-            check_client(&Fetched { objects, now, ..Fetched::default() }, "spec.tls", tls, namespace).err()
-        }
-    };
+    let EtcdBackendSpec { namespace, tls, auth, .. } = &backend.spec;
+    let objects = fetch::all(upstream_references(tls.as_ref(), auth.as_ref(), namespace), &context).await?;
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let fetched = Fetched { objects, now, ..Fetched::default() };
+    let tls = tls.as_ref().and_then(|tls| check_client(&fetched, "spec.tls", tls, namespace).err());
+    let refusal =
+        tls.or_else(|| auth.as_ref().and_then(|user| check_user(&fetched, "spec.auth", user, namespace).err()));
     let resolved = match &refusal {
         None => said(RESOLVED, Status::True, "ResolvedRefs", "everything that the spec names exists and can serve"),
         Some(refusal) => said(RESOLVED, Status::False, refusal.reason, &refusal.message),

@@ -1,10 +1,13 @@
 //! Why pods are not ready, in a sentence: what a person would look for with `kubectl describe pod`.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::Context;
+use crate::inject;
 use crate::plan::Plan;
 use crate::render::{self, container};
 
@@ -29,6 +32,33 @@ pub async fn trouble(plan: &Plan, context: &Context) -> Option<Trouble> {
 }
 
 const FOREIGN_CLAIM: &str = "ForeignClaim";
+
+/// Pods of applications that are counted at a time, and pages of them that are looked at; a status says what is worth
+/// restarting, and more than that nobody restarts by hand.
+const PAGE: u32 = 500;
+const PAGES: usize = 20;
+
+/// How many pods run with another sidecar than this. Without the right to list pods nobody knows.
+pub async fn outdated(plan: &Plan, config_hash: &str, context: &Context) -> Option<i32> {
+    let api = Api::<Pod>::namespaced(context.client.clone(), &plan.object.namespace);
+    let asking = format!("{}={}", inject::LABEL, plan.object.name);
+    let mut parameters = ListParams::default().labels(&asking).limit(PAGE);
+    let mut outdated = 0;
+    for _ in 0..PAGES {
+        let pods = api.list_metadata(&parameters).await.ok()?;
+        outdated += pods.items.iter().filter(|pod| is_outdated(pod.annotations(), config_hash)).count();
+        match pods.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => break,
+        }
+    }
+    Some(i32::try_from(outdated).unwrap_or(i32::MAX))
+}
+
+/// A pod without a sidecar was never given one, or was given it by hand, and is not counted.
+fn is_outdated(annotations: &BTreeMap<String, String>, config_hash: &str) -> bool {
+    annotations.get(inject::HASH).is_some_and(|has| has != config_hash)
+}
 
 /// What one pod says of itself.
 pub fn of_pod(pod: &Pod) -> Option<Trouble> {
@@ -90,6 +120,13 @@ mod tests {
 
     fn container(name: &str, state: Value, last: Value) -> Value {
         json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state, "lastState": last})
+    }
+
+    #[test]
+    fn a_sidecar_of_another_version_is_outdated() {
+        let with = |hash: &str| BTreeMap::from([(inject::HASH.to_owned(), hash.to_owned())]);
+        assert!(is_outdated(&with("old"), "new"));
+        assert!(!is_outdated(&with("new"), "new") && !is_outdated(&BTreeMap::new(), "new"));
     }
 
     #[test]

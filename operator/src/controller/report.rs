@@ -110,6 +110,10 @@ pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied:
         )
         .await;
     }
+    let mut sidecar = render::sidecar(plan);
+    if let Some(sidecar) = &mut sidecar {
+        sidecar.outdated_pods = pods::outdated(plan, &sidecar.config_hash, context).await;
+    }
     let counts = workload.as_ref().map(Counts::of);
     let count = |of: fn(Counts) -> i64| counts.map(|counts| i32::try_from(of(counts)).unwrap_or(i32::MAX));
     let status = EtcdProxyStatus {
@@ -134,7 +138,7 @@ pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied:
             .or(plan.sidecar.as_ref().map(|sidecar| &sidecar.proxy))
             .map(|proxy| proxy.image.clone()),
         certificates: certificates.or(before.certificates.filter(|_| plan.managed.is_some())),
-        sidecar: render::sidecar(plan),
+        sidecar,
         conditions: before.conditions,
     };
     let mut all = conditions::summarize(vec![accepted(), resolved(), programmed], Some(ready), false);

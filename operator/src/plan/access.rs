@@ -1,7 +1,7 @@
 //! Whether an object may use the etcd that it names, and under which prefix.
 
 use super::{Claim, DEFAULT_MAX_REPLICAS, DEFAULT_REPLICAS, Fetched, Object, Refusal, Settings, Stage};
-use crate::api::{ClientAuth, EtcdBackendSpec, EtcdProxySpec, Grant, GrantAccess, LabelSelector};
+use crate::api::{ClientAuth, EtcdBackendSpec, EtcdProxySpec, Grant, GrantAccess, LabelSelector, Limits};
 use crate::api::{LabelSelectorOperator, Mode, RefKind};
 
 use std::collections::BTreeMap;
@@ -12,6 +12,8 @@ pub struct Access {
     pub prefix: String,
     pub grant: Option<GrantAccess>,
     pub claim: Option<Claim>,
+    /// What the backend's administrator lets one proxy take on.
+    pub limits: Limits,
 }
 
 pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings: &Settings) -> Result<Access, Refusal> {
@@ -62,7 +64,8 @@ pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings:
             (format!("{}{own}", grant.prefix), Some(grant.access))
         }
     };
-    Ok(Access { endpoints: backend.endpoints.clone(), prefix, grant, claim })
+    let limits = backend.limits.as_ref().and_then(|limits| limits.per_proxy.clone()).unwrap_or_default();
+    Ok(Access { endpoints: backend.endpoints.clone(), prefix, grant, claim, limits })
 }
 
 /// What an object without a grant adds to its namespace's part of the keys.
@@ -97,7 +100,8 @@ fn inline(spec: &EtcdProxySpec, settings: &Settings) -> Result<Access, Refusal> 
         return Err(refuse("InlineUpstreamForbidden", message.to_owned()));
     }
     let endpoints = spec.upstream.as_ref().map(|upstream| upstream.endpoints.clone()).unwrap_or_default();
-    Ok(Access { endpoints, prefix: spec.key_prefix.clone().unwrap_or_default(), grant: None, claim: None })
+    let prefix = spec.key_prefix.clone().unwrap_or_default();
+    Ok(Access { endpoints, prefix, grant: None, claim: None, limits: Limits::default() })
 }
 
 fn check_limits(name: &str, backend: &EtcdBackendSpec, spec: &EtcdProxySpec) -> Result<(), Refusal> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use x509_parser::prelude::{FromDer, Pem, X509Certificate};
 
 use super::{Ca, Expiring, Fetched, Object, Refusal, Stage, UpstreamTls};
-use crate::api::{ClientTls, EtcdBackend, EtcdProxy, KeyRef, RefKind, TlsSource};
+use crate::api::{ClientTls, EtcdBackend, EtcdProxy, KeyRef, RefKind, TlsSource, UserRef};
 
 /// One Secret or ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +27,7 @@ pub enum Found {
 /// What the references come to.
 pub struct Contents {
     pub upstream_tls: Option<UpstreamTls>,
+    pub upstream_user: Option<String>,
     pub further_clients: Option<String>,
     pub expiring: Option<Expiring>,
 }
@@ -38,8 +39,8 @@ const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 /// All that must be fetched before [`super::check`].
 pub fn references(proxy: &EtcdProxy, backend: Option<&EtcdBackend>) -> Vec<ObjectKey> {
     let own = Object::of(proxy).namespace;
-    let (tls, namespace) = upstream_tls(proxy, backend);
-    let mut keys = upstream_references(tls, &namespace);
+    let Upstream { tls, user, namespace } = upstream(proxy, backend);
+    let mut keys = upstream_references(tls, user, &namespace);
     let serving = &proxy.spec.tls;
     if let Some(secret) = &serving.secret_ref {
         keys.push(ObjectKey { kind: RefKind::Secret, namespace: own.clone(), name: secret.name.clone() });
@@ -51,30 +52,48 @@ pub fn references(proxy: &EtcdProxy, backend: Option<&EtcdBackend>) -> Vec<Objec
 }
 
 /// Those of the way to etcd alone.
-pub fn upstream_references(tls: Option<&ClientTls>, namespace: &str) -> Vec<ObjectKey> {
+pub fn upstream_references(tls: Option<&ClientTls>, user: Option<&UserRef>, namespace: &str) -> Vec<ObjectKey> {
     let secret = tls.and_then(|tls| tls.secret_ref.as_ref()).map(|secret| (RefKind::Secret, secret.name.clone()));
     let ca = tls.and_then(|tls| tls.ca_ref.as_ref()).map(|ca| (ca.kind, ca.name.clone()));
-    let both = secret.into_iter().chain(ca);
-    both.map(|(kind, name)| ObjectKey { kind, namespace: namespace.to_owned(), name }).collect()
+    let user = user.map(|user| (RefKind::Secret, user.secret_ref.name.clone()));
+    let all = secret.into_iter().chain(ca).chain(user);
+    all.map(|(kind, name)| ObjectKey { kind, namespace: namespace.to_owned(), name }).collect()
 }
 
-fn upstream_tls<'a>(proxy: &'a EtcdProxy, backend: Option<&'a EtcdBackend>) -> (Option<&'a ClientTls>, String) {
+/// What a spec says about the way to etcd, and the namespace whose Secrets it names.
+struct Upstream<'a> {
+    tls: Option<&'a ClientTls>,
+    user: Option<&'a UserRef>,
+    namespace: String,
+}
+
+fn upstream<'a>(proxy: &'a EtcdProxy, backend: Option<&'a EtcdBackend>) -> Upstream<'a> {
     match (&proxy.spec.backend_ref, backend) {
-        (Some(_), Some(backend)) => (backend.spec.tls.as_ref(), backend.spec.namespace.clone()),
-        (Some(_), None) => (None, String::new()),
+        (Some(_), Some(backend)) => Upstream {
+            tls: backend.spec.tls.as_ref(),
+            user: backend.spec.auth.as_ref(),
+            namespace: backend.spec.namespace.clone(),
+        },
+        (Some(_), None) => Upstream { tls: None, user: None, namespace: String::new() },
         (None, _) => {
-            (proxy.spec.upstream.as_ref().and_then(|upstream| upstream.tls.as_ref()), Object::of(proxy).namespace)
+            let own = proxy.spec.upstream.as_ref();
+            let (tls, user) = (own.and_then(|own| own.tls.as_ref()), own.and_then(|own| own.auth.as_ref()));
+            Upstream { tls, user, namespace: Object::of(proxy).namespace }
         }
     }
 }
 
 pub fn check(proxy: &EtcdProxy, fetched: &Fetched) -> Result<Contents, Refusal> {
-    let (tls, namespace) = upstream_tls(proxy, fetched.backend.as_ref());
-    let field = if proxy.spec.backend_ref.is_some() { "EtcdBackend spec.tls" } else { "spec.upstream.tls" };
+    let Upstream { tls, user, namespace } = upstream(proxy, fetched.backend.as_ref());
+    let field = if proxy.spec.backend_ref.is_some() { "EtcdBackend spec" } else { "spec.upstream" };
+    let tls_field = format!("{field}.tls");
     let upstream_tls = match tls {
         None => None,
-        Some(tls) => Some(check_client(fetched, field, tls, &namespace)?),
+        Some(tls) => Some(check_client(fetched, &tls_field, tls, &namespace)?),
     };
+    if let Some(user) = user {
+        check_user(fetched, &format!("{field}.auth"), user, &namespace)?;
+    }
     let own = Object::of(proxy).namespace;
     let serving = &proxy.spec.tls;
     if let Some(secret) = serving.secret_ref.as_ref().filter(|_| serving.source == TlsSource::Secret) {
@@ -90,14 +109,31 @@ pub fn check(proxy: &EtcdProxy, fetched: &Fetched) -> Result<Contents, Refusal> 
     }
     let upstream_pair = tls.and_then(|tls| tls.secret_ref.as_ref()).map(|secret| (&secret.name, &namespace));
     let serving_pair = serving.secret_ref.as_ref().filter(|_| serving.source == TlsSource::Secret);
-    let pairs = upstream_pair.map(|(name, namespace)| ("UpstreamCertificate", field, name, namespace)).into_iter();
+    let pairs = upstream_pair.map(|(name, namespace)| ("UpstreamCertificate", tls_field.as_str(), name, namespace));
+    let pairs = pairs.into_iter();
     let pairs = pairs.chain(serving_pair.map(|pair| ("ServingCertificate", "spec.tls", &pair.name, &own)));
     let expiring =
         pairs.filter_map(|(reason, field, name, namespace)| expiring(fetched, reason, field, name, namespace));
     Ok(Contents {
         upstream_tls,
+        upstream_user: user.map(|user| user.secret_ref.name.clone()),
         further_clients,
         expiring: expiring.min_by_key(|(not_after, _)| *not_after).map(|(_, one)| one),
+    })
+}
+
+/// The keys of a Secret of type kubernetes.io/basic-auth.
+pub const USERNAME: &str = "username";
+pub const PASSWORD: &str = "password";
+
+/// The proxy's own user, by itself.
+pub fn check_user(fetched: &Fetched, field: &str, user: &UserRef, namespace: &str) -> Result<(), Refusal> {
+    let (field, name) = (format!("{field}.secretRef"), &user.secret_ref.name);
+    let Some(data) = find(fetched, &field, RefKind::Secret, namespace, name)? else { return Ok(()) };
+    let missing = [USERNAME, PASSWORD].into_iter().find(|key| data.get(*key).is_none_or(Vec::is_empty));
+    missing.map_or(Ok(()), |key| {
+        let message = format!("{field}: Secret {name} has no key {key}; want one of type kubernetes.io/basic-auth");
+        Err(refuse("KeyMissing", message))
     })
 }
 
@@ -137,7 +173,7 @@ pub fn check_client(fetched: &Fetched, field: &str, tls: &ClientTls, namespace: 
         }
         pair = Some(secret.name.clone());
     }
-    Ok(UpstreamTls { pair, ca })
+    Ok(UpstreamTls { pair, ca, server_name: tls.server_name.clone() })
 }
 
 type Data = BTreeMap<String, Vec<u8>>;

@@ -63,6 +63,20 @@ fn an_etcd_of_ones_own_can_be_forbidden() {
 }
 
 #[test]
+fn a_user_without_a_name_or_password_is_refused() {
+    let spec = "{upstream: {endpoints: ['https://a:1'], auth: {secretRef: {name: u}}}}";
+    let key = ObjectKey { kind: crate::api::RefKind::Secret, namespace: "team".to_owned(), name: "u".to_owned() };
+    let with = |found: Found| Fetched { objects: BTreeMap::from([(key.clone(), found)]), ..Fetched::default() };
+    let data = |keys: &[&str]| Found::Data(keys.iter().map(|key| ((*key).to_owned(), b"x".to_vec())).collect());
+    refused(spec, &with(Found::Missing), &settings(), "SecretNotFound", "spec.upstream.auth.secretRef names Secret u");
+    refused(spec, &with(data(&["username"])), &settings(), "KeyMissing", "has no key password");
+    refused(spec, &with(data(&["password"])), &settings(), "KeyMissing", "has no key username");
+    for found in [data(&["username", "password"]), Found::NotReadable] {
+        assert!(check(&proxy(spec), &with(found), &settings()).is_ok());
+    }
+}
+
+#[test]
 fn an_update_that_can_never_happen_is_refused() {
     let with = |strategy: &str| format!("{{upstream: {{endpoints: ['http://a:1']}}, updateStrategy: {strategy}}}");
     let nothing = Fetched::default();

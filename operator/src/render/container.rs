@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::api::{Advertise, Compact, KeyRef, Profile, RefKind};
-use crate::plan::{Ca, Claim, Proxy, Serving};
+use crate::api::{Advertise, Compact, KeyRef, Limits, Profile, RefKind};
+use crate::plan::{Ca, Claim, PASSWORD, Proxy, Serving, USERNAME};
 
 /// The container's name, by which injection also knows that a pod has one already.
 pub const NAME: &str = "etcd-proxy";
@@ -25,6 +25,7 @@ const STARTUP_PROBES: i64 = 60;
 
 const UPSTREAM: &str = "etcd-proxy-upstream";
 const UPSTREAM_CA: &str = "etcd-proxy-upstream-ca";
+const UPSTREAM_USER: &str = "etcd-proxy-upstream-user";
 const SERVING: &str = "etcd-proxy-serving";
 const CLIENTS: &str = "etcd-proxy-clients";
 
@@ -92,6 +93,7 @@ fn keyspace_arguments(word: &str, proxy: &Proxy) -> Flags {
     let mut flags = Flags(vec!["keyspace".to_owned(), word.to_owned()]);
     flags.push("endpoints", proxy.endpoints.join(","));
     upstream_tls(&mut flags, proxy);
+    upstream_user(&mut flags, proxy);
     flags
 }
 
@@ -106,6 +108,9 @@ fn keyspace_container(name: &str, proxy: &Proxy, arguments: Flags) -> Value {
         // The last line says what came of it; the operator reads it in the pod's status.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
+    if let Some(name) = user_name(proxy) {
+        container["env"] = json!([name]);
+    }
     if !whole["resources"].is_null() {
         container["resources"] = whole["resources"].clone();
     }
@@ -139,6 +144,7 @@ pub fn arguments(proxy: &Proxy, url: &str) -> Vec<String> {
         flags.push("namespace", &proxy.prefix);
     }
     upstream_tls(&mut flags, proxy);
+    upstream_user(&mut flags, proxy);
     if let Serving::Tls { clients, .. } = &proxy.serving {
         flags.push("cert-file", format!("{FILES}/serving/tls.crt"));
         flags.push("key-file", format!("{FILES}/serving/tls.key"));
@@ -174,17 +180,12 @@ pub fn arguments(proxy: &Proxy, url: &str) -> Vec<String> {
         Compact::Allow => "allow",
     };
     flags.push("api-compact", compact);
-    let limits = &proxy.limits;
-    for (flag, limit) in [
-        ("max-connections", limits.connections),
-        ("max-concurrent-streams", limits.streams_per_connection),
-        ("max-send-bytes", limits.request_bytes),
-        ("watch-log-max-bytes", limits.watch_log_bytes),
-    ] {
-        if let Some(limit) = limit {
-            flags.push(flag, limit.to_string());
+    for (flag, methods) in [("api-allow", &proxy.allow), ("api-deny", &proxy.deny)] {
+        if !methods.is_empty() {
+            flags.push(flag, methods.join(","));
         }
     }
+    limits(&mut flags, &proxy.limits);
     flags.push("drain-timeout", format!("{}s", proxy.drain_seconds));
     flags.0
 }
@@ -200,6 +201,66 @@ fn upstream_tls(flags: &mut Flags, proxy: &Proxy) {
         Some(Ca::Apart(reference)) => flags.push("cacert", format!("{FILES}/upstream-ca/{}", reference.key)),
         None => (),
     }
+    if let Some(name) = &tls.server_name {
+        flags.push("tls-server-name", name);
+    }
+}
+
+/// The name comes from the Secret by a variable, since the operator may not be allowed to read it; the password by a
+/// file, which follows when it changes and is seen by nobody who lists processes.
+fn upstream_user(flags: &mut Flags, proxy: &Proxy) {
+    if proxy.upstream_user.is_some() {
+        flags.push("user", "$(UPSTREAM_USER)");
+        flags.push("password-file", format!("{FILES}/upstream-user/{PASSWORD}"));
+    }
+}
+
+fn limits(flags: &mut Flags, limits: &Limits) {
+    // Without `..`, so that a new limit is not missed here.
+    let Limits {
+        connections,
+        streams_per_connection,
+        request_bytes,
+        watch_log_bytes,
+        streams,
+        watches,
+        concurrent_requests,
+        requests_per_second,
+        request_burst,
+        received_bytes_per_second,
+        sent_bytes_per_second,
+        answer_bytes,
+        keys,
+        stored_bytes,
+        per_connection,
+    } = limits;
+    let connection = per_connection.clone().unwrap_or_default();
+    let wide = |limit: &Option<i32>| limit.map(i64::from);
+    // All clients of these proxies are one tenant, so what a tenant may use is what they may use together.
+    for (flag, limit) in [
+        ("max-connections", wide(connections)),
+        ("max-concurrent-streams", wide(streams_per_connection)),
+        ("max-send-bytes", wide(request_bytes)),
+        ("watch-log-max-bytes", wide(watch_log_bytes)),
+        ("tenant-max-streams", wide(streams)),
+        ("tenant-max-watches", wide(watches)),
+        ("tenant-max-concurrent-requests", wide(concurrent_requests)),
+        ("tenant-max-requests-per-second", wide(requests_per_second)),
+        ("tenant-request-burst", wide(request_burst)),
+        ("tenant-max-received-bytes-per-second", *received_bytes_per_second),
+        ("tenant-max-sent-bytes-per-second", *sent_bytes_per_second),
+        ("tenant-max-answer-bytes", wide(answer_bytes)),
+        ("tenant-max-keys", *keys),
+        ("tenant-max-stored-bytes", *stored_bytes),
+        ("connection-max-watches", wide(&connection.watches)),
+        ("connection-max-requests-per-second", wide(&connection.requests_per_second)),
+        ("connection-max-received-bytes-per-second", connection.received_bytes_per_second),
+        ("connection-max-sent-bytes-per-second", connection.sent_bytes_per_second),
+    ] {
+        if let Some(limit) = limit {
+            flags.push(flag, limit.to_string());
+        }
+    }
 }
 
 struct Flags(Vec<String>);
@@ -208,18 +269,26 @@ impl Flags {
     /// A dollar sign before a bracket would be read by Kubernetes as a variable, unless it is ours.
     fn push(&mut self, name: &str, value: impl AsRef<str>) {
         let value = value.as_ref();
-        let value = if name == "advertise-client-url" { value.to_owned() } else { value.replace("$(", "$$(") };
+        let is_ours = matches!(name, "advertise-client-url" | "user");
+        let value = if is_ours { value.to_owned() } else { value.replace("$(", "$$(") };
         self.0.push(format!("--{name}={value}"));
     }
 }
 
 fn environment(proxy: &Proxy) -> Vec<Value> {
-    let Some(registration) = &proxy.registration else { return vec![] };
+    let mut variables: Vec<Value> = user_name(proxy).into_iter().collect();
+    let Some(registration) = &proxy.registration else { return variables };
     let (name, field) = match registration.advertise {
         Advertise::PodIP => ("POD_IP", "status.podIP"),
         Advertise::HostIP => ("HOST_IP", "status.hostIP"),
     };
-    vec![json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": field}}})]
+    variables.push(json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": field}}}));
+    variables
+}
+
+fn user_name(proxy: &Proxy) -> Option<Value> {
+    let reference = json!({"name": proxy.upstream_user.as_ref()?, "key": USERNAME});
+    Some(json!({"name": "UPSTREAM_USER", "valueFrom": {"secretKeyRef": reference}}))
 }
 
 struct Mount {
@@ -256,6 +325,10 @@ fn upstream_mounts(proxy: &Proxy) -> Vec<Mount> {
         if let Some(Ca::Apart(reference)) = &tls.ca {
             mounts.push(Mount::reference(UPSTREAM_CA, reference));
         }
+    }
+    if let Some(secret) = &proxy.upstream_user {
+        let key = Some(PASSWORD.to_owned());
+        mounts.push(Mount { volume: UPSTREAM_USER, kind: RefKind::Secret, name: secret.clone(), key });
     }
     mounts
 }

@@ -40,7 +40,7 @@ pub(super) fn of_rule(flags: &Flags, rule: &Rule) -> Result<Option<Proof>, Confi
             key: rule.key.clone(),
             cacert: flags.cacert.clone(),
             insecure_skip_verify: flags.insecure_skip_tls_verify,
-            server_name: None,
+            server_name: Some(flags.tls_server_name.clone()),
             cipher_suites: Vec::new(),
             // Of the one tenant that the rule names etcd is to think just that.
             allow_non_empty_cn: true,

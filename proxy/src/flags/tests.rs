@@ -88,6 +88,7 @@ fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("key", "/k", |f| f.key = Some("/k".into())),
         ("cacert", "/ca", |f| f.cacert = Some("/ca".into())),
         ("insecure-skip-tls-verify", "true", |f| f.insecure_skip_tls_verify = true),
+        ("tls-server-name", "etcd", |f| f.tls_server_name = "etcd".into()),
         ("user", "root", |f| f.login.user = "root".into()),
         ("password-file", "p", |f| f.login.password_file = Some("p".into())),
         ("cert-file", "/cf", |f| f.cert_file = Some("/cf".into())),
