@@ -150,7 +150,7 @@ impl Watched {
             log_lines_sampled: logging::sampled(),
             audit_lines: router.audit.as_ref().map_or(0, |audit| audit.written()),
             audit_lines_dropped: router.audit.as_ref().map_or(0, |audit| audit.dropped()),
-            tenants: router.tenants.all().iter().map(|tenant| tenant_use(tenant)).collect(),
+            tenants: router.tenants.borrow().all().iter().map(|tenant| tenant_use(tenant)).collect(),
             panics: logging::panics(),
         }
     }
@@ -175,6 +175,19 @@ fn tenant_use(tenant: &Tenant) -> TenantUse {
 fn tls_file(side: Side, file: &FileStatus) -> TlsFile {
     let not_after = file.not_after.filter(|_| file.role != Role::Key);
     TlsFile { side, role: file.role.label(), not_after, is_current: file.last_error.is_none() }
+}
+
+/// Whether a page says of nothing but the proxy's own health, so that each tenant of many may see it.
+pub fn tells_of_nobody(path: &str) -> bool {
+    matches!(path, "/health" | "/proxy/health" | "/livez" | "/readyz")
+        || path.starts_with("/livez/")
+        || path.starts_with("/readyz/")
+}
+
+/// The answer to a tenant of many that asks for a page about everybody: metrics name the tenants and count their calls.
+pub fn kept_from_tenants(path: &str) -> Response<Body> {
+    let place = "it is served to operators: to the profile full, and on --metrics-addr";
+    text(StatusCode::FORBIDDEN, format!("403 forbidden: {path} tells of all tenants; {place}\n"))
 }
 
 fn not_found(path: &str) -> Response<Body> {

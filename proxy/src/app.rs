@@ -10,6 +10,7 @@ use std::{
 
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -33,7 +34,6 @@ use crate::{
         leases::Leases,
         leasing::{self, Leasing},
         ordering::Ordering,
-        quota,
         watch::{
             bell::Bell,
             hub::{self, Hub},
@@ -48,6 +48,10 @@ use crate::{
         users::{self, Users},
     },
 };
+
+pub mod identities;
+
+use identities::{Keeper, Quotas, Reread};
 
 /// Everything that the proxy needs to know, checked; one part per room.
 #[derive(Clone)]
@@ -73,6 +77,8 @@ pub struct Config {
     pub limits: upstream::Limits,
     pub health: upstream::health::Config,
     pub tenants: Tenants,
+    /// Reads again who clients are, where rules say it.
+    pub reread: Option<Reread>,
     /// As whom the proxy can ask etcd.
     pub users: Vec<users::Config>,
     /// Where who asked what is written, if it is.
@@ -167,9 +173,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let endpoints = Endpoints::new(config.endpoints.clone());
     let channel = Arc::new(config.channel.clone());
     let users = Users::new(config.users, &metrics);
-    let gate = Gate::new(config.max_upstream_requests, &config.tenants.all());
-    let upstream = Upstream::new(endpoints.clone(), channel.clone(), users, config.limits, metrics.clone())
-        .shared(gate, Memory::leaked(config.max_answer_memory));
+    let all_tenants = config.tenants.all();
+    let memory = Memory::leaked(config.max_answer_memory);
+    memory.inspect(|memory| memory.serve(&all_tenants));
+    let gate = Gate::new(config.max_upstream_requests, &all_tenants, config.reread.is_some());
+    let upstream = Upstream::new(endpoints.clone(), channel.clone(), users.clone(), config.limits, metrics.clone())
+        .shared(gate.clone(), memory);
     let (trigger, watcher) = drain::channel();
     let mut tasks = vec![tokio::spawn(upstream::health::run(upstream.clone(), config.health))];
 
@@ -202,9 +211,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     });
     let health = Health::new(endpoints.clone(), watcher.observer());
     let audit = start_audit(config.audit.as_ref(), &mut tasks)?;
-    let with_quota = config.tenants.all().into_iter().filter(|tenant| tenant.usage.has_quota());
-    tasks.extend(with_quota.map(|tenant| tokio::spawn(quota::run(upstream.clone(), tenant))));
-    let (tenants, shard_metrics, router_audit) = (config.tenants.clone(), metrics.clone(), audit.clone());
+    let mut quotas = Quotas::new(upstream.clone());
+    quotas.keep(&all_tenants);
+    let (tenants_sender, tenants) = watch::channel(config.tenants.clone());
+    match config.reread {
+        Some(reread) => {
+            let keeper =
+                Keeper { reread, tenants: tenants_sender, users, gate, memory, quotas, metrics: metrics.clone() };
+            tasks.push(tokio::spawn(keeper.run()));
+        }
+        None => tasks.push(tokio::spawn(quotas.run())),
+    }
+    let (shard_metrics, router_audit) = (metrics.clone(), audit.clone());
     let watched = Arc::new(Watched {
         drain: watcher.observer(),
         server_tls: config.server.tls.clone(),

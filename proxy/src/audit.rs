@@ -21,15 +21,18 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     metrics::code_name,
-    rules::{caller::Connection, framing, methods, status::Code},
+    rules::{caller::Connection, framing, methods, status::Code, tenant::Tenant},
 };
 
 mod keys;
 
 use keys::Keys;
 
-/// Lines that wait to be written: what a busy proxy makes within a tenth of a second, at some hundred bytes each.
-const MAX_QUEUED: usize = 16 * 1024;
+/// Lines of one tenant that wait to be written: what a busy proxy makes within a tenth of a second, at some hundred bytes
+/// each. Whoever makes more loses his own, and cannot hide what he does behind what others lose.
+const MAX_OF_ONE: usize = 16 * 1024;
+/// Lines that wait altogether.
+const MAX_QUEUED: usize = 2 * MAX_OF_ONE;
 /// The largest compressed request whose keys are told, when it is inflated.
 const MAX_INFLATED: usize = 2 << 20;
 /// How often the file is looked after while nothing is to be written, so that one that is to be opened again is.
@@ -58,9 +61,31 @@ struct Shared {
 }
 
 enum Entry {
-    Line(Vec<u8>),
+    Line(Queued),
     /// To be answered when everything before it has been written.
     Flush(SyncSender<()>),
+}
+
+struct Queued {
+    text: Vec<u8>,
+    _waiting: Waiting,
+}
+
+/// A line that waits counts for its tenant.
+struct Waiting(Arc<Tenant>);
+
+impl Waiting {
+    /// None where the tenant has as many as it may.
+    fn of(tenant: &Arc<Tenant>) -> Option<Self> {
+        let waiting = Self(tenant.clone());
+        (tenant.usage.audit_lines.fetch_add(1, Relaxed) < MAX_OF_ONE).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.usage.audit_lines.fetch_sub(1, Relaxed);
+    }
 }
 
 /// A call under way that is to be told of.
@@ -136,11 +161,17 @@ impl AuditLog {
         }
     }
 
-    fn push(&self, line: &Line<'_>) {
+    fn push(&self, tenant: &Arc<Tenant>, line: &Line<'_>) {
+        let Some(waiting) = Waiting::of(tenant) else {
+            self.shared.dropped.fetch_add(1, Relaxed);
+            return;
+        };
         // A value of texts and numbers has a JSON form.
         let Ok(mut text) = serde_json::to_vec(line) else { return };
         text.push(b'\n');
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.queue.try_send(Entry::Line(text)) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.queue.try_send(Entry::Line(Queued { text, _waiting: waiting }))
+        {
             self.shared.dropped.fetch_add(1, Relaxed);
         }
     }
@@ -161,7 +192,7 @@ impl Note {
     pub fn message(&self, message: &Bytes) {
         let keys = Keys::of_stream(&self.path, message);
         if !keys.is_empty() && self.log.is_sampled() {
-            self.log.push(&self.line(keys));
+            self.log.push(&self.connection.tenant, &self.line(keys));
         }
     }
 
@@ -172,7 +203,8 @@ impl Note {
         let keys = self.body.get().map(|body| self.keys(body)).unwrap_or_default();
         let duration_ms = self.started.elapsed().as_micros() as f64 / 1000.0;
         let line = self.line(keys);
-        self.log.push(&Line { status: Some(code_name(code)), duration_ms: Some(duration_ms), ..line });
+        let line = Line { status: Some(code_name(code)), duration_ms: Some(duration_ms), ..line };
+        self.log.push(&self.connection.tenant, &line);
     }
 
     fn line(&self, keys: Keys) -> Line<'_> {
@@ -218,13 +250,13 @@ impl Writer {
     fn run(mut self, entries: &Receiver<Entry>) {
         loop {
             match entries.recv_timeout(IDLE) {
-                Ok(Entry::Line(mut lines)) => {
+                Ok(Entry::Line(Queued { text: mut lines, .. })) => {
                     // What waits besides goes out in the same write.
                     let (mut count, mut asked) = (1, None);
                     while lines.len() < (64 << 10) {
                         match entries.try_recv() {
                             Ok(Entry::Line(line)) => {
-                                lines.extend_from_slice(&line);
+                                lines.extend_from_slice(&line.text);
                                 count += 1;
                             }
                             Ok(Entry::Flush(tell)) => {
@@ -289,10 +321,14 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::rules::tenant::Tenant;
+    use crate::rules::{namespace::Namespace, tenant::policy::Policy};
 
     fn put(log: &Arc<AuditLog>, code: Code) {
-        let note = log.note(&Connection::new(None, 7, Tenant::whole()), "/etcdserverpb.KV/Put");
+        put_of(log, Tenant::whole(), code);
+    }
+
+    fn put_of(log: &Arc<AuditLog>, tenant: Arc<Tenant>, code: Code) {
+        let note = log.note(&Connection::new(None, 7, tenant), "/etcdserverpb.KV/Put");
         let request = PutRequest { key: "k\u{e9}".into(), value: "secret".into(), ..PutRequest::default() };
         note.collected(&framing::frame(&request.encode_to_vec()));
         note.finished(code);
@@ -358,5 +394,19 @@ mod tests {
         drop(entries);
         put(&log, Code::Ok);
         assert_eq!(log.dropped(), 9);
+    }
+
+    #[test]
+    fn who_floods_the_queue_loses_lines_of_his_own() {
+        let tenant = || Arc::new(Tenant::new("a", Namespace::new("a/"), Policy::default()));
+        let (greedy, modest) = (tenant(), tenant());
+        let (queue, entries) = sync_channel(MAX_QUEUED);
+        let log = Arc::new(AuditLog { queue, sample: 1, calls: AtomicU64::new(0), shared: Arc::default() });
+        (0..MAX_QUEUED).for_each(|_| put_of(&log, greedy.clone(), Code::Ok));
+        assert_eq!(log.dropped(), (MAX_QUEUED - MAX_OF_ONE) as u64);
+        put_of(&log, modest, Code::PermissionDenied);
+        assert_eq!(log.dropped(), (MAX_QUEUED - MAX_OF_ONE) as u64);
+        drop(entries);
+        assert_eq!(greedy.usage.audit_lines.load(Relaxed), 0, "what is written makes room");
     }
 }

@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod identities;
+mod rulebook;
 mod tenants;
 mod users;
 
@@ -49,7 +50,7 @@ const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Reads the files that the flags name.
 pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
     let advertised = advertised(flags);
-    let (tenants, users) = tenants::tenants(flags)?;
+    let tenants::Configured { tenants, users, reread } = tenants::tenants(flags)?;
     let endpoints: Vec<Arc<Endpoint>> =
         configured_endpoints(flags).iter().map(|text| Endpoint::parse(text)).collect::<Result<_, _>>()?;
     Ok(app::Config {
@@ -86,6 +87,7 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         },
         health: health::Config { interval: flags.health_interval, timeout: flags.health_timeout },
         tenants,
+        reread,
         users,
         audit: flags.audit.audit_log.clone().map(|path| audit::Config { path, sample: flags.audit.audit_sample }),
         max_upstream_requests: usize::try_from(flags.tenant_limits.max_upstream_requests).unwrap_or(usize::MAX),
@@ -99,6 +101,8 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         watch: hub::Config {
             max_log_bytes: flags.watch_log_max_bytes as usize,
             coalesce_threshold: flags.watch_coalesce_threshold as usize,
+            rights_interval: flags.watch_rights_interval,
+            has_certificate: flags.cert.is_some(),
         },
         leasing: leasing(flags),
         registration: advertised.clone().and_then(|this| registration(flags, this)),

@@ -31,6 +31,11 @@ pub fn channel() -> (Trigger, Watcher) {
 }
 
 impl Trigger {
+    /// Gives the signal and waits for nobody.
+    pub fn begin(&self) {
+        self.signal.send_replace(true);
+    }
+
     /// Gives the signal and waits until all are done or the time is up. Says whether all were done.
     pub async fn drain(mut self, timeout: Duration) -> bool {
         // It fails only when nobody listens any more, and then there is nobody to wait for.

@@ -361,6 +361,14 @@ pub struct Flags {
     #[arg(long, help_heading = OURS, value_name = "uint32", default_value = "64", value_parser = uint32)]
     pub watch_coalesce_threshold: u32,
 
+    /// how soon a watch ends after etcd has withdrawn the right to it (0 for never, as at etcd)
+    ///
+    /// Where etcd judges by who asks, it is asked about each shared watch in this time. etcd itself looks at rights only
+    /// when a watch begins.
+    #[arg(long, help_heading = OURS, value_name = "duration", default_value = "1m0s", value_parser = duration)]
+    #[serde(serialize_with = "as_go_duration")]
+    pub watch_rights_interval: Duration,
+
     /// memory for cached reads, in bytes (0 to send every read to etcd by itself)
     ///
     /// 64 MiB hold some hundred thousand small keys. One range may take a quarter of it. What is answered from the cache is

@@ -72,6 +72,8 @@ pub struct Metrics {
     pub watch_falls: IntCounter,
     /// Client watches that went from one shared watch to another.
     pub watch_moves: IntCounter,
+    /// Upstream watches to which the right was withdrawn.
+    pub watches_withdrawn: IntCounter,
     /// Watches of a prefix that were opened for many watches below it.
     pub watches_gathered: IntCounter,
     /// Bytes of events that shared watches hold.
@@ -128,6 +130,8 @@ pub struct Metrics {
     reloads: [[AtomicU64; 2]; 2],
     /// By [`Login`].
     logins: [AtomicU64; 3],
+    /// By [`RELOAD_RESULTS`].
+    rules_reloads: [AtomicU64; 2],
 }
 
 /// What others know, as of the moment when someone asks.
@@ -225,6 +229,7 @@ impl Metrics {
             watches_catching_up: family::WATCHES_CATCHING_UP.int_gauge(&registry),
             watch_falls: family::WATCH_FALLS.int_counter(&registry),
             watch_moves: family::WATCH_MOVES.int_counter(&registry),
+            watches_withdrawn: family::WATCHES_WITHDRAWN.int_counter(&registry),
             watches_gathered: family::WATCHES_GATHERED.int_counter(&registry),
             watch_log_bytes: family::WATCH_LOG_BYTES.int_gauge(&registry),
             watch_log_max_bytes: family::WATCH_LOG_MAX_BYTES.int_gauge(&registry),
@@ -255,6 +260,7 @@ impl Metrics {
             health_failures: family::HEALTH_FAILURES.int_counter(&registry),
             reloads: Default::default(),
             logins: Default::default(),
+            rules_reloads: Default::default(),
             registry,
         }
     }
@@ -301,6 +307,11 @@ impl Metrics {
         self.reloads[side as usize][usize::from(!succeeded)].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a change of who clients are.
+    pub fn rules_reloaded(&self, succeeded: bool) {
+        self.rules_reloads[usize::from(!succeeded)].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a login at etcd.
     pub fn logged_in(&self, outcome: Login) {
         self.logins[outcome as usize].fetch_add(1, Ordering::Relaxed);
@@ -319,7 +330,8 @@ impl Metrics {
         let staleness = Duration::from_micros(self.staleness.load(Ordering::Relaxed));
         families.extend(family::CACHE_STALENESS.single(staleness.as_secs_f64()));
         families.extend(self.gather_reloads());
-        families.extend(self.gather_logins());
+        families.extend(gather_results(&family::LOGINS, &LOGIN_RESULTS, &self.logins));
+        families.extend(gather_results(&family::RULES_RELOADS, &RELOAD_RESULTS, &self.rules_reloads));
         families.extend(self.refusals.gather());
         families.extend(gather_observed(observed));
         families.extend(process::gather());
@@ -349,15 +361,6 @@ impl Metrics {
             .flatten()
     }
 
-    fn gather_logins(&self) -> Option<MetricFamily> {
-        let counts =
-            LOGIN_RESULTS.iter().zip(&self.logins).map(|(result, count)| (result, count.load(Ordering::Relaxed)));
-        let series = counts
-            .filter(|(_, count)| *count > 0)
-            .map(|(result, count)| Series { labels: vec![(*result).to_owned()], value: Value::Number(count as f64) });
-        family::LOGINS.gathered(series)
-    }
-
     fn gather_reloads(&self) -> Option<MetricFamily> {
         let series = Side::ALL.into_iter().zip(&self.reloads).flat_map(|(side, results)| {
             RELOAD_RESULTS
@@ -372,6 +375,15 @@ impl Metrics {
         });
         family::TLS_RELOADS.gathered(series)
     }
+}
+
+/// Counts by result, as far as there are any.
+fn gather_results(family: &family::Family, results: &[&str], counts: &[AtomicU64]) -> Option<MetricFamily> {
+    let counts = results.iter().zip(counts).map(|(result, count)| (result, count.load(Ordering::Relaxed)));
+    let series = counts
+        .filter(|(_, count)| *count > 0)
+        .map(|(result, count)| Series { labels: vec![(*result).to_owned()], value: Value::Number(count as f64) });
+    family.gathered(series)
 }
 
 fn gather_observed(observed: &Observed) -> impl Iterator<Item = MetricFamily> {

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Request, StatusCode, header::CONTENT_TYPE, uri::PathAndQuery};
+use tokio::sync::watch as tokio_watch;
 
 use crate::{
     admission::{self, throttle::Throttle},
@@ -38,7 +39,8 @@ use crate::{
 
 /// What a request may need; one per shard, shared by its connections.
 pub struct Router {
-    pub tenants: Tenants,
+    /// As of now, and whenever that changes.
+    pub tenants: tokio_watch::Receiver<Tenants>,
     pub upstream: Upstream,
     pub hub: Arc<Hub>,
     /// Wakes the watches of this shard.

@@ -25,6 +25,7 @@ use crate::{
     json::Api,
     metrics::{Metrics, Reason, UNKNOWN},
     router::Router,
+    rules::tenant::Tenant,
     tls::ServerTls,
 };
 
@@ -105,6 +106,18 @@ pub struct Front {
     pub json: Option<Arc<Api>>,
     /// Who may ask by HTTP; on a metrics address everybody.
     pub access: Option<Arc<Access>>,
+}
+
+impl Front {
+    /// Whether it depends on rules, which may change, who a client is.
+    fn is_by_identity(&self) -> bool {
+        self.router.as_ref().is_some_and(|router| router.tenants.borrow().are_by_identity())
+    }
+
+    /// Whether a client of this tenant may see what is told of all.
+    fn shows_everybody(&self, tenant: &Tenant) -> bool {
+        !self.is_by_identity() || tenant.policy.is_full()
+    }
 }
 
 /// A socket on its way to the shard that serves it; it counts as open from here. It belongs to no runtime: registered

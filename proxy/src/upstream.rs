@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,10 @@ use h2::{SendStream, client::ResponseFuture};
 use http::{HeaderValue, Method as HttpMethod, Request};
 
 use crate::{
-    admission::{gate::Gate, memory::Memory},
+    admission::{
+        gate::Gate,
+        memory::{Memory, Share},
+    },
     metrics::{self, Metrics},
     rules::{
         caller::{self, Caller},
@@ -22,7 +25,6 @@ use crate::{
         status::{self, Status, Trouble},
         tenant::UserNumber,
     },
-    tls::ClientTls,
 };
 
 pub mod answer;
@@ -51,7 +53,7 @@ pub struct Upstream {
     endpoints: Arc<Endpoints>,
     channels: Channels,
     /// Those that show the certificate of a user.
-    channels_of_users: Arc<HashMap<UserNumber, Channels>>,
+    channels_of_users: Arc<Mutex<HashMap<UserNumber, Channels>>>,
     users: Arc<Users>,
     limits: Limits,
     metrics: Arc<Metrics>,
@@ -78,7 +80,7 @@ pub struct Duplex {
     pub pass: Option<Pass>,
     response: ResponseFuture,
     place: Place,
-    memory: Option<&'static Memory>,
+    memory: Option<Share>,
 }
 
 /// How long a read waits before it looks whether its member has fallen sick; far above the time that a read takes.
@@ -108,9 +110,17 @@ impl Upstream {
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let channels_of_users = channels_of_users(&users, &channel);
         let channels = Channels::new(channel);
-        Self { endpoints, channels, channels_of_users, users, limits, metrics, gate: None, memory: None }
+        Self {
+            endpoints,
+            channels,
+            channels_of_users: Arc::default(),
+            users,
+            limits,
+            metrics,
+            gate: None,
+            memory: None,
+        }
     }
 
     /// The same, with turns that are dealt out fairly and a bound on the memory of large answers.
@@ -120,8 +130,7 @@ impl Upstream {
 
     /// The same endpoints with connections of its own, for another thread.
     pub fn for_shard(&self, channel: Arc<channel::Config>) -> Self {
-        let channels_of_users = channels_of_users(&self.users, &channel);
-        Self { channels: Channels::new(channel), channels_of_users, ..self.clone() }
+        Self { channels: Channels::new(channel), channels_of_users: Arc::default(), ..self.clone() }
     }
 
     pub fn endpoints(&self) -> &Arc<Endpoints> {
@@ -231,7 +240,7 @@ impl Upstream {
             for _ in 0..2 {
                 match self.begin(caller, pass.as_ref(), path, &endpoint).await {
                     Ok((response, send, place)) => {
-                        return Ok(Duplex { endpoint, send, pass, response, place, memory: self.memory });
+                        return Ok(Duplex { endpoint, send, pass, response, place, memory: self.share_of(caller) });
                     }
                     Err(Failure::Unsent(reason) | Failure::Broken(reason)) => last = Some(status::unreachable(reason)),
                 }
@@ -326,9 +335,25 @@ impl Upstream {
             endpoint: endpoint.clone(),
             headers: parts.headers,
             body: Body::new(stream, place, None),
-            memory: self.memory,
+            memory: self.share_of(caller),
         };
         answer.checked(parts.status).begun().await.map_err(|error| Failure::Broken(error.to_string()))
+    }
+
+    fn share_of(&self, caller: &Caller) -> Option<Share> {
+        self.memory.map(|memory| memory.share_of(caller.tenant()))
+    }
+
+    /// The connections of a user who has a certificate of its own.
+    fn channels_of(&self, user: UserNumber) -> Option<Channels> {
+        let tls = self.users.certificate(user)?;
+        let mut of_users = self.channels_of_users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = of_users.get(&user) {
+            return Some(found.clone());
+        }
+        // Another one comes, so some may have gone.
+        of_users.retain(|user, _| self.users.certificate(*user).is_some());
+        Some(of_users.entry(user).or_insert(self.channels.of_user(tls)).clone())
     }
 
     async fn begin(
@@ -339,8 +364,13 @@ impl Upstream {
         endpoint: &Arc<Endpoint>,
     ) -> Result<(ResponseFuture, SendStream<Bytes>, Place), Failure> {
         let unsent = |error: &dyn std::fmt::Display| Failure::Unsent(error.to_string());
-        let of_user = caller.user().and_then(|user| self.channels_of_users.get(&user));
-        let channels = of_user.unwrap_or(&self.channels);
+        let user = caller.user();
+        if user.is_some_and(|user| !self.users.knows(user)) {
+            // It must not go out under the proxy's own certificate instead.
+            return Err(Failure::Unsent("the rule of this user is gone".to_owned()));
+        }
+        let of_user = user.and_then(|user| self.channels_of(user));
+        let channels = of_user.as_ref().unwrap_or(&self.channels);
         let (link, place) = channels.get(endpoint).await.map_err(|error: Arc<DialError>| unsent(&error))?;
         let mut send_request = link.ready().await.map_err(|error| unsent(&error))?;
         let mut request = request(caller, path, endpoint).map_err(|error| unsent(&error))?;
@@ -354,15 +384,6 @@ impl Upstream {
         let (response, send) = send_request.send_request(request, false).map_err(|error| unsent(&error))?;
         Ok((response, send, place))
     }
-}
-
-/// Connections for each user who has a certificate of its own.
-fn channels_of_users(users: &Users, channel: &channel::Config) -> Arc<HashMap<UserNumber, Channels>> {
-    let of_user = |(number, tls): (UserNumber, &ClientTls)| {
-        let config = channel::Config { tls: Some(tls.clone()), is_judge: false, ..channel.clone() };
-        (number, Channels::new(Arc::new(config)))
-    };
-    Arc::new(users.certificates().map(of_user).collect())
 }
 
 /// The request head: the caller's metadata under the endpoint's authority.

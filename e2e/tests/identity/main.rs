@@ -5,6 +5,8 @@ use etcd_proxy_e2e::{Authority, Etcd, Etcdctl, http};
 
 /// The proxy's own user.
 mod own;
+/// Rights that etcd withdraws.
+mod rights;
 /// The users of tenants.
 mod users;
 

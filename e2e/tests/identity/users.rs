@@ -11,17 +11,21 @@ use tempfile::TempDir;
 
 use crate::{add_user, enable_auth, etcd, logins};
 
-struct Rig {
-    proxy: Proxy,
+pub struct Rig {
+    pub proxy: Proxy,
     metrics: String,
     etcd: Etcd,
-    direct: Etcdctl,
+    pub direct: Etcdctl,
     authority: Authority,
     folder: TempDir,
 }
 
-/// etcd with users, over TLS, and a proxy that maps certificates to them.
 fn rig() -> Rig {
+    rig_with(&[])
+}
+
+/// etcd with users, over TLS, and a proxy that maps certificates to them.
+pub fn rig_with(flags: &[&str]) -> Rig {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let authority = Authority::new(folder.path());
     let tls = Tls { server: authority.server("etcd"), ca: authority.ca(), client_cert_auth: true };
@@ -66,6 +70,7 @@ fn rig() -> Rig {
         .flag(format!("--trusted-ca-file={}", authority.ca().display()))
         .flag(format!("--config-file={}", file("proxy.yaml", &rules).display()))
         .flag(format!("--metrics-addr=http://{metrics}"))
+        .flags(flags.iter().copied())
         .start();
     Rig { proxy, metrics, etcd, direct, authority, folder }
 }
@@ -77,7 +82,7 @@ impl Rig {
             .flag("--command-timeout=5s")
     }
 
-    fn named(&self, name: &str) -> (Pair, Etcdctl) {
+    pub fn named(&self, name: &str) -> (Pair, Etcdctl) {
         let pair = self.authority.client(name, name);
         let etcdctl = self.etcdctl(&pair);
         (pair, etcdctl)

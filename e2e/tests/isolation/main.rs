@@ -17,12 +17,14 @@ mod siege;
 mod raw;
 
 mod audit;
+mod cost;
 mod fairness;
 mod hostile_etcd;
 mod identities;
 mod limits;
 mod reading;
 mod table;
+mod tricks;
 
 use siege::{Siege, Verdict};
 

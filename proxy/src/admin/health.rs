@@ -62,7 +62,7 @@ impl Health {
 /// Whether etcd answers a read, by default one that needs a quorum, and raises no alarm.
 pub async fn of_etcd(router: &Router, query: &Query) -> Health {
     let serializable = query.first("serializable") == Some("true");
-    let key = router.tenants.own().namespace.prefix_key(&KEY);
+    let key = router.tenants.borrow().own().namespace.prefix_key(&KEY);
     let read = RangeRequest { key, limit: 1, keys_only: true, serializable, ..RangeRequest::default() };
     let (answered, alarms) = tokio::join!(
         in_time(TIMEOUT, call(&router.upstream, "/etcdserverpb.KV/Range", &read)),

@@ -72,7 +72,7 @@ impl Probe {
 }
 
 async fn serve(pipe: DuplexStream, router: Arc<Router>) {
-    let connection = Connection::new(None, 0, router.tenants.own().clone());
+    let connection = Connection::new(None, 0, router.tenants.borrow().own().clone());
     // The near end says what went wrong.
     let Ok(mut http2) = h2::server::handshake(pipe).await else { return };
     let mut calls = tokio::task::JoinSet::new();

@@ -128,7 +128,7 @@ fn endpoints(router: &Router) -> Vec<Endpoint> {
 
 fn tenants(router: &Router) -> Vec<Tenant> {
     let refusals = &router.metrics.refusals;
-    let known = router.tenants.all();
+    let known = router.tenants.borrow().all();
     let mut tenants: Vec<Tenant> = known
         .iter()
         .map(|tenant| Tenant {

@@ -50,9 +50,9 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         Upstream::new(endpoints.clone(), Arc::new(channel), Users::new(Vec::new(), &metrics), limits, metrics.clone());
     let (trigger, watcher) = drain::channel();
     let drain = watcher.observer();
-    let watch = hub::Config { max_log_bytes: 1 << 20, coalesce_threshold: 64 };
+    let watch = hub::Config { max_log_bytes: 1 << 20, coalesce_threshold: 64, ..hub::Config::default() };
     let router = Arc::new(Router {
-        tenants: Tenants::one(Tenant::whole(), Tenant::whole()),
+        tenants: tokio::sync::watch::channel(Tenants::one(Tenant::whole(), Tenant::whole())).1,
         upstream: upstream.clone(),
         bell: Bell::hang(),
         hub: Hub::new(upstream.clone(), metrics.clone(), watch, drain.clone()),

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,19 +24,19 @@ const MAX_WAITING: usize = 10_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Gate {
-    /// Whose line is which.
-    lines: HashMap<Arc<Tenant>, usize>,
     /// What one tenant may have under way.
     share: usize,
+    /// Whether there are several tenants; one alone shares with nobody.
+    is_shared: AtomicBool,
     state: Mutex<State>,
 }
 
 struct State {
     /// Turns that nobody has. While there are any, nobody waits who could have one.
     free: usize,
-    lines: Vec<Line>,
-    /// The line that is looked at first for the next turn.
-    next: usize,
+    lines: HashMap<Arc<Tenant>, Line>,
+    /// Those in whose line somebody waits, the one whose turn is next first.
+    turns: VecDeque<Arc<Tenant>>,
 }
 
 #[derive(Default)]
@@ -45,24 +48,28 @@ struct Line {
 /// A call's turn, until it is dropped.
 pub struct Turn {
     gate: Arc<Gate>,
-    line: usize,
+    tenant: Arc<Tenant>,
 }
 
 impl Gate {
-    /// For so many calls at a time; none where there is only one tenant, or no limit.
-    pub fn new(capacity: usize, tenants: &[Arc<Tenant>]) -> Option<Arc<Self>> {
-        if capacity == 0 || tenants.len() < 2 {
+    /// For so many calls at a time; none where there is only one tenant and that cannot change, or no limit.
+    pub fn new(capacity: usize, tenants: &[Arc<Tenant>], may_change: bool) -> Option<Arc<Self>> {
+        if capacity == 0 || (tenants.len() < 2 && !may_change) {
             return None;
         }
-        Some(Arc::new(Self {
-            lines: tenants.iter().cloned().zip(0..).collect(),
-            share: capacity.div_ceil(2),
-            state: Mutex::new(State {
-                free: capacity,
-                lines: tenants.iter().map(|_| Line::default()).collect(),
-                next: 0,
-            }),
-        }))
+        let state = State { free: capacity, lines: HashMap::new(), turns: VecDeque::new() };
+        let gate = Self { share: capacity.div_ceil(2), is_shared: AtomicBool::new(false), state: Mutex::new(state) };
+        gate.serve(tenants);
+        Some(Arc::new(gate))
+    }
+
+    /// Serves these tenants from now on. What others have begun goes on to its end.
+    pub fn serve(&self, tenants: &[Arc<Tenant>]) {
+        self.is_shared.store(tenants.len() > 1, Ordering::Relaxed);
+        let is_of_use = |tenant: &Arc<Tenant>, line: &Line| {
+            tenants.contains(tenant) || line.under_way > 0 || !line.waiting.is_empty()
+        };
+        self.lock().lines.retain(|tenant, line| is_of_use(tenant, line));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -72,26 +79,35 @@ impl Gate {
 
     /// Waits for a turn. The proxy's own calls, of which there are few, need none.
     pub async fn enter(self: &Arc<Self>, tenant: &Arc<Tenant>) -> Result<Option<Turn>, Exceeded> {
-        let Some(&line) = self.lines.get(tenant) else { return Ok(None) };
-        let mut waiting = match self.ask(line) {
-            Ok(None) => return Ok(Some(Turn { gate: self.clone(), line })),
-            Ok(Some(told)) => Waiting { gate: self, line, told: Some(told) },
+        if !self.is_shared.load(Ordering::Relaxed) || tenant.is_the_proxy() {
+            return Ok(None);
+        }
+        let mut waiting = match self.ask(tenant) {
+            Ok(None) => return Ok(Some(self.turn(tenant))),
+            Ok(Some(told)) => Waiting { gate: self, tenant, told: Some(told) },
             Err(exceeded) => return Err(tenant.usage.refused(exceeded, now())),
         };
         let told = waiting.told.as_mut().expect("it was put there just now");
         match tokio::time::timeout(PATIENCE, told).await {
             Ok(_) => {
                 waiting.told = None;
-                Ok(Some(Turn { gate: self.clone(), line }))
+                Ok(Some(self.turn(tenant)))
             }
             Err(_) => Err(tenant.usage.refused(Exceeded::of(Limit::Upstream), now())),
         }
     }
 
+    fn turn(self: &Arc<Self>, tenant: &Arc<Tenant>) -> Turn {
+        Turn { gate: self.clone(), tenant: tenant.clone() }
+    }
+
     /// Takes a turn, or a place in the line.
-    fn ask(&self, line: usize) -> Result<Option<oneshot::Receiver<()>>, Exceeded> {
+    fn ask(&self, tenant: &Arc<Tenant>) -> Result<Option<oneshot::Receiver<()>>, Exceeded> {
         let state = &mut *self.lock();
-        let own = &mut state.lines[line];
+        if !state.lines.contains_key(tenant) {
+            state.lines.insert(tenant.clone(), Line::default());
+        }
+        let own = state.lines.get_mut(tenant).expect("it is there by now");
         if state.free > 0 && own.under_way < self.share {
             state.free -= 1;
             own.under_way += 1;
@@ -100,29 +116,39 @@ impl Gate {
         if own.waiting.len() >= MAX_WAITING {
             return Err(Exceeded::of(Limit::Upstream));
         }
+        if own.waiting.is_empty() {
+            state.turns.push_back(tenant.clone());
+        }
         let (tell, told) = oneshot::channel();
         own.waiting.push_back(tell);
         Ok(Some(told))
     }
 
     /// Gives a turn back, and to the next who waits.
-    fn leave(&self, line: usize) {
+    fn leave(&self, tenant: &Arc<Tenant>) {
         let state = &mut *self.lock();
-        state.lines[line].under_way -= 1;
+        if let Some(line) = state.lines.get_mut(tenant) {
+            line.under_way -= 1;
+        }
         state.free += 1;
-        let count = state.lines.len();
-        for offset in 0..count {
-            let index = (state.next + offset) % count;
-            let line = &mut state.lines[index];
-            while line.under_way < self.share {
+        for _ in 0..state.turns.len() {
+            let Some(next) = state.turns.pop_front() else { return };
+            let Some(line) = state.lines.get_mut(&next) else { continue };
+            let mut is_told = false;
+            while line.under_way < self.share && !is_told {
                 let Some(tell) = line.waiting.pop_front() else { break };
                 // Whoever has given up hears nothing, and the next of the line is asked.
-                if tell.send(()).is_ok() {
-                    line.under_way += 1;
-                    state.free -= 1;
-                    state.next = index + 1;
-                    return;
-                }
+                is_told = tell.send(()).is_ok();
+            }
+            if is_told {
+                line.under_way += 1;
+                state.free -= 1;
+            }
+            if !line.waiting.is_empty() {
+                state.turns.push_back(next);
+            }
+            if is_told {
+                return;
             }
         }
     }
@@ -130,14 +156,14 @@ impl Gate {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.gate.leave(self.line);
+        self.gate.leave(&self.tenant);
     }
 }
 
 /// A place in a line. Given up, it gives on a turn that came in the same moment.
 struct Waiting<'a> {
     gate: &'a Gate,
-    line: usize,
+    tenant: &'a Arc<Tenant>,
     told: Option<oneshot::Receiver<()>>,
 }
 
@@ -146,7 +172,7 @@ impl Drop for Waiting<'_> {
         if let Some(told) = &mut self.told {
             told.close();
             if told.try_recv().is_ok() {
-                self.gate.leave(self.line);
+                self.gate.leave(self.tenant);
             }
         }
     }
@@ -172,7 +198,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_gets_every_other_turn_however_many_others_wait() {
         let tenants = tenants(2);
-        let gate = Gate::new(4, &tenants).expect("a gate");
+        let gate = Gate::new(4, &tenants, false).expect("a gate");
         let mut greedy: Vec<Entering> = (0..100).map(|_| gate.enter(&tenants[0]).boxed()).collect();
         let mut greedy_turns: Vec<Turn> = greedy.iter_mut().filter_map(turn).collect();
         assert_eq!(greedy_turns.len(), 2, "no tenant has more than half");
@@ -192,7 +218,7 @@ mod tests {
     #[tokio::test]
     async fn of_three_tenants_that_wait_each_gets_its_turn() {
         let tenants = tenants(3);
-        let gate = Gate::new(1, &tenants).expect("a gate");
+        let gate = Gate::new(1, &tenants, false).expect("a gate");
         let mut first = gate.enter(&tenants[0]).boxed();
         let mut held = turn(&mut first);
         let mut lines: Vec<Vec<Entering>> =
@@ -218,14 +244,14 @@ mod tests {
     #[tokio::test]
     async fn a_turn_of_who_has_left_is_not_lost() {
         let tenants = tenants(2);
-        let gate = Gate::new(1, &tenants).expect("a gate");
+        let gate = Gate::new(1, &tenants, false).expect("a gate");
         let mut first = gate.enter(&tenants[0]).boxed();
         let held = turn(&mut first);
         let (mut second, mut third) = (gate.enter(&tenants[0]).boxed(), gate.enter(&tenants[1]).boxed());
         assert!(turn(&mut second).is_none() && turn(&mut third).is_none());
         // One is told and leaves before it hears of it; the other one's turn comes by that.
         drop(held);
-        let told_second = gate.lock().lines[0].waiting.is_empty();
+        let told_second = gate.lock().lines[&tenants[0]].waiting.is_empty();
         if told_second {
             drop(second);
             assert!(turn(&mut third).is_some());
@@ -239,7 +265,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_ever() {
         let tenants = tenants(2);
-        let gate = Gate::new(1, &tenants).expect("a gate");
+        let gate = Gate::new(1, &tenants, false).expect("a gate");
         let _held = gate.enter(&tenants[0]).await.expect("a turn");
         let refused = gate.enter(&tenants[0]).await.err();
         assert_eq!(refused.map(|exceeded| exceeded.limit), Some(Limit::Upstream));
@@ -248,6 +274,25 @@ mod tests {
             gate.enter(&Tenant::whole()).await.expect("no limit").is_none(),
             "the proxy's own calls wait for nobody"
         );
-        assert!(Gate::new(1, &tenants[..1]).is_none() && Gate::new(0, &tenants).is_none());
+        assert!(Gate::new(1, &tenants[..1], false).is_none() && Gate::new(0, &tenants, true).is_none());
+    }
+
+    #[tokio::test]
+    async fn tenants_come_and_go_and_one_alone_shares_with_nobody() {
+        let tenants = tenants(2);
+        let gate = Gate::new(2, &tenants[..1], true).expect("a gate");
+        assert!(gate.enter(&tenants[0]).await.expect("no limit").is_none());
+        gate.serve(&tenants);
+        let held = gate.enter(&tenants[0]).await.expect("no limit").expect("a turn");
+        let mut waiting = gate.enter(&tenants[0]).boxed();
+        assert!(turn(&mut waiting).is_none());
+        // Who is a tenant no more ends what was begun, and leaves nothing behind.
+        gate.serve(&tenants[1..]);
+        drop(held);
+        drop(turn(&mut waiting).expect("its turn has come"));
+        drop(waiting);
+        gate.serve(&tenants[1..]);
+        let state = gate.lock();
+        assert_eq!((state.free, state.lines.len(), state.turns.len()), (2, 0, 0));
     }
 }

@@ -15,7 +15,7 @@ struct File {
 }
 
 /// One tenant and by what it is known.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Rule {
     pub name: String,
@@ -42,7 +42,7 @@ pub(super) struct Rule {
 }
 
 /// Limits by the names of their flags, without `tenant-`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 struct LimitRules {
     max_connections: Option<u64>,
@@ -64,7 +64,7 @@ struct LimitRules {
 }
 
 /// One of these; a text that ends in `*` is the beginning of what a certificate must say.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Named {
     common_name: Option<String>,
@@ -83,9 +83,15 @@ fn deny() -> String {
 
 /// The rules of a config file, in their order; none if it has no such part.
 pub(super) fn read(path: &Path) -> Result<Vec<Rule>, ConfigError> {
-    let refuse = |cause: String| ConfigError::Tenants(format!("cannot use config file {}: {cause}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    rules(&text).map_err(refuse)
+    rules(&text(path)?).map_err(|cause| unusable(path, cause))
+}
+
+pub(super) fn text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| unusable(path, error.to_string()))
+}
+
+pub(super) fn unusable(path: &Path, cause: String) -> ConfigError {
+    ConfigError::Tenants(format!("cannot use config file {}: {cause}", path.display()))
 }
 
 pub(super) fn rules(text: &str) -> Result<Vec<Rule>, String> {
@@ -94,6 +100,12 @@ pub(super) fn rules(text: &str) -> Result<Vec<Rule>, String> {
 }
 
 impl Rule {
+    /// Whether another rule is about the same tenant and says the same of it, whoever it may be.
+    pub fn describes_the_same(&self, other: &Self) -> bool {
+        let nameless = |rule: &Self| Self { identities: Vec::new(), ..rule.clone() };
+        nameless(self) == nameless(other)
+    }
+
     /// The limits of this tenant, on top of everybody's.
     pub fn limits(&self, everybodys: &Limits) -> Limits {
         let (rule, mut limits) = (&self.limits, *everybodys);

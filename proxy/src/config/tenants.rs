@@ -1,13 +1,15 @@
 //! Who may do what: the tenants that flags and config file describe.
 
-use std::{fs, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use super::{
     ConfigError,
     identities::{self, Rule},
+    rulebook::RuleBook,
     users,
 };
 use crate::{
+    app::identities::{Changed, Reread},
     flags::{Flags, LimitFlags, TenancyFlags},
     go,
     rules::{
@@ -15,7 +17,7 @@ use crate::{
         namespace::Namespace,
         tenant::{
             Tenant, UserNumber,
-            identity::{Identity, Tenants},
+            identity::Tenants,
             leases::{self, LeaseBlock},
             limits::{ConnectionLimits, Limits, Rates},
             policy::{Compaction, Policy, Profile, method_named},
@@ -31,7 +33,14 @@ const EVERYONE: &str = "default";
 const MIN_LEASE_KEY: usize = 16;
 
 /// The tenants, and the users of etcd as whom the proxy asks for them and for itself.
-pub(super) fn tenants(flags: &Flags) -> Result<(Tenants, Vec<upstream::users::Config>), ConfigError> {
+pub(super) struct Configured {
+    pub tenants: Tenants,
+    pub users: Vec<upstream::users::Config>,
+    /// Reads the rules again, where there are any.
+    pub reread: Option<Reread>,
+}
+
+pub(super) fn tenants(flags: &Flags) -> Result<Configured, ConfigError> {
     let namespace = Namespace::new(flags.namespace.clone());
     let own = Tenant::new("proxy", namespace.clone(), Policy::default());
     let own = Arc::new(own.acting_as(UserNumber::PROXY));
@@ -51,8 +60,8 @@ pub(super) fn tenants(flags: &Flags) -> Result<(Tenants, Vec<upstream::users::Co
         Some(path) => identities::read(path)?,
         None => Vec::new(),
     };
-    if !rules.is_empty() {
-        return by_identity(flags, own, users, &rules);
+    if let (Some(path), false) = (&flags.config_file, rules.is_empty()) {
+        return by_identity(flags, path.clone(), own, users, rules);
     }
     let allowed = methods("api-allow", &flags.tenancy.api_allow)?;
     let denied = methods("api-deny", &flags.tenancy.api_deny)?;
@@ -60,16 +69,17 @@ pub(super) fn tenants(flags: &Flags) -> Result<(Tenants, Vec<upstream::users::Co
     let namespace = kept_apart(namespace, profile, &key);
     let policy = Policy::new(profile, compaction(&flags.tenancy.api_compact), &allowed, &denied);
     let everyone = Tenant::new(EVERYONE, namespace, policy).limited(limits(&flags.tenant_limits));
-    Ok((Tenants::one(own, Arc::new(everyone)), users))
+    Ok(Configured { tenants: Tenants::one(own, Arc::new(everyone)), users, reread: None })
 }
 
 /// A tenant for each rule.
 fn by_identity(
     flags: &Flags,
+    path: PathBuf,
     own: Arc<Tenant>,
-    mut users: Vec<upstream::users::Config>,
-    rules: &[Rule],
-) -> Result<(Tenants, Vec<upstream::users::Config>), ConfigError> {
+    own_users: Vec<upstream::users::Config>,
+    rules: Vec<Rule>,
+) -> Result<Configured, ConfigError> {
     if flags.trusted_ca_file.is_none() {
         return Err(refuse("client-identity tells clients apart by their certificates: give --trusted-ca-file"));
     }
@@ -80,27 +90,12 @@ fn by_identity(
              --api-compact, --api-allow or --api-deny",
         ));
     }
-    let (key, everybodys) = (lease_key(flags)?, limits(&flags.tenant_limits));
-    let mut tenants: Vec<(Identity, Arc<Tenant>)> = Vec::new();
-    for (index, rule) in rules.iter().enumerate() {
-        let mut tenant = tenant(rule, &key)?.limited(rule.limits(&everybodys));
-        if let Some(proof) = users::of_rule(flags, rule)? {
-            // The proxy's own user has the first number.
-            let number = UserNumber(index + 1);
-            users.push(upstream::users::Config { number, proof });
-            tenant = tenant.acting_as(number);
-        }
-        let tenant = Arc::new(tenant);
-        for (_, other) in &tenants {
-            check_apart(other, &tenant)?;
-        }
-        let identities = rule.identities().map_err(|cause| refuse(&cause))?;
-        tenants.extend(identities.into_iter().map(|identity| (identity, tenant.clone())));
-    }
-    Ok((Tenants::by_identity(own, tenants), users))
+    let mut book = RuleBook::new(flags, path, own, own_users)?;
+    let Changed { tenants, users } = book.take(rules)?;
+    Ok(Configured { tenants, users, reread: Some(book.reread()) })
 }
 
-fn tenant(rule: &Rule, key: &[u8]) -> Result<Tenant, ConfigError> {
+pub(super) fn tenant(rule: &Rule, key: &[u8]) -> Result<Tenant, ConfigError> {
     let wrong = |cause: &str| refuse(&format!("client-identity {:?}: {cause}", rule.name));
     let profile = Profile::ALL.into_iter().find(|profile| profile.name() == rule.api_profile);
     let profile = profile.ok_or_else(|| wrong("api-profile must be one of: full, tenant, read-only"))?;
@@ -119,7 +114,7 @@ fn tenant(rule: &Rule, key: &[u8]) -> Result<Tenant, ConfigError> {
 }
 
 /// The limits of each tenant, as far as its rule does not say otherwise.
-fn limits(flags: &LimitFlags) -> Limits {
+pub(super) fn limits(flags: &LimitFlags) -> Limits {
     Limits {
         connections: flags.tenant_max_connections,
         streams: flags.tenant_max_streams,
@@ -149,7 +144,7 @@ fn limits(flags: &LimitFlags) -> Limits {
 
 /// Two tenants that share a prefix, as a reader and a writer may, share it knowingly. One whose prefix begins another's
 /// would hold the other without knowing.
-fn check_apart(one: &Tenant, other: &Tenant) -> Result<(), ConfigError> {
+pub(super) fn check_apart(one: &Tenant, other: &Tenant) -> Result<(), ConfigError> {
     if one.name == other.name {
         return Err(refuse(&format!("client-identity has two tenants of the name {:?}", one.name)));
     }
@@ -187,7 +182,7 @@ fn kept_apart(namespace: Namespace, profile: Profile, key: &[u8]) -> Namespace {
 }
 
 /// The content of `--lease-key-file` without blanks around it, or the key that everyone knows.
-fn lease_key(flags: &Flags) -> Result<Vec<u8>, ConfigError> {
+pub(super) fn lease_key(flags: &Flags) -> Result<Vec<u8>, ConfigError> {
     let Some(path) = &flags.tenancy.lease_key_file else { return Ok(leases::DEFAULT_KEY.to_vec()) };
     let key =
         fs::read(path).map_err(|error| refuse(&format!("cannot read lease-key-file {}: {error}", path.display())))?;
@@ -268,7 +263,9 @@ mod tests {
                 ..Flags::default()
             };
             match tenants(&flags) {
-                Ok((tenants, _)) => assert!(words.is_empty() && tenants.are_by_identity(), "{rules} want {words}"),
+                Ok(configured) => {
+                    assert!(words.is_empty() && configured.tenants.are_by_identity(), "{rules} want {words}");
+                }
                 Err(error) => assert!(!words.is_empty() && error.to_string().contains(words), "{error}"),
             }
         };
@@ -300,7 +297,7 @@ mod tests {
             Flags { config_file: Some(file.path().into()), trusted_ca_file: Some("ca".into()), ..Flags::default() };
         flags.tenant_limits.tenant_max_watches = 5;
         flags.tenant_limits.tenant_max_streams = 3;
-        let all = tenants(&flags).expect("good rules").0.all();
+        let all = tenants(&flags).expect("good rules").tenants.all();
         let found: Vec<_> =
             all.iter().map(|tenant| (tenant.usage.limits.watches, tenant.usage.limits.streams)).collect();
         assert_eq!(found, [(7, 3), (5, 0)]);
@@ -315,21 +312,22 @@ mod tests {
                 f.api_profile = "tenant".into();
                 f.lease_key_file = Some(file.path().into());
             });
-            tenants(&flags).map(|(tenants, _)| tenants.of(None).expect("one tenant for all").namespace.leases())
+            tenants(&flags)
+                .map(|configured| configured.tenants.of(None).expect("one tenant for all").namespace.leases())
         };
         let one = leases("sixteen bytes...\n").expect("a good key");
         assert!(one.is_some());
         assert_eq!(one, leases("sixteen bytes...").expect("the same key"));
         assert_ne!(one, leases("sixteen bytes..!").expect("another key"));
-        let known = tenants(&flags("a/", |f| f.api_profile = "tenant".into())).expect("without a file").0;
+        let known = tenants(&flags("a/", |f| f.api_profile = "tenant".into())).expect("without a file").tenants;
         assert_ne!(one, known.of(None).expect("one tenant for all").namespace.leases());
         assert!(leases("fifteen bytes..").expect_err("it can be guessed").to_string().contains("less than 16 bytes"));
     }
 
     #[test]
     fn without_flags_everyone_may_do_everything() {
-        let (tenants, users) = tenants(&Flags::default()).expect("the defaults");
-        assert!(users.is_empty());
+        let Configured { tenants, users, reread } = tenants(&Flags::default()).expect("the defaults");
+        assert!(users.is_empty() && reread.is_none());
         let everyone = tenants.of(None).expect("one tenant for all");
         assert!(everyone.lets_unknown_calls_pass() && tenants.own().lets_unknown_calls_pass());
     }
@@ -341,7 +339,7 @@ mod tests {
             f.api_allow = vec![" Maintenance/Hash".into()];
             f.api_deny = vec!["etcdserverpb.KV/Put".into()];
         });
-        let everyone = tenants(&flags).expect("good flags").0.of(None).expect("one tenant for all");
+        let everyone = tenants(&flags).expect("good flags").tenants.of(None).expect("one tenant for all");
         let verdict = |name| everyone.policy.verdict(method_named(name).expect("a method"));
         assert_eq!(verdict("Maintenance/Hash"), Verdict::Allowed);
         assert!(matches!(verdict("KV/Put"), Verdict::Refused(_)));

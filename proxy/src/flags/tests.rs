@@ -155,6 +155,7 @@ fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("health-timeout", "3s", |f| f.health_timeout = Duration::from_secs(3)),
         ("watch-log-max-bytes", "65536", |f| f.watch_log_max_bytes = 65_536),
         ("watch-coalesce-threshold", "10", |f| f.watch_coalesce_threshold = 10),
+        ("watch-rights-interval", "2s", |f| f.watch_rights_interval = Duration::from_secs(2)),
         ("cache-bytes", "1048576", |f| f.cache_bytes = 1_048_576),
         ("cache-staleness", "5ms", |f| f.cache_staleness = Duration::from_millis(5)),
         ("leasing-ttl", "5", |f| f.leasing_ttl = 5),

@@ -96,6 +96,7 @@ families! {
     WATCH_CATCH_UPS = counter("etcd_proxy_watch_catch_ups_total", &[], "Client watches that needed an upstream watch of their own until they were level.");
     WATCH_FALLS = counter("etcd_proxy_watch_falls_total", &[], "Client watches that lagged so far that the shared watch did not hold their next event any more.");
     WATCH_MOVES = counter("etcd_proxy_watch_moves_total", &[], "Client watches that went from one shared watch to another, wider or narrower.");
+    WATCHES_WITHDRAWN = counter("etcd_proxy_watches_withdrawn_total", &[], "Upstream watches that were ended because etcd does not give the right to them any more.");
     WATCHES_GATHERED = counter("etcd_proxy_watches_gathered_total", &[], "Upstream watches of a whole prefix that were opened because many watches stood below it.");
     WATCH_LOG_BYTES = gauge("etcd_proxy_watch_log_bytes", &[], "Bytes of events that shared watches hold for their readers.");
     WATCH_LOG_MAX_BYTES = gauge("etcd_proxy_watch_log_max_bytes", &[], "Bytes of events that shared watches may hold together.");
@@ -128,6 +129,7 @@ families! {
     TLS_EXPIRY = gauge("etcd_proxy_tls_expiry_timestamp_seconds", TLS_FILE, "When the certificate, CA or revocation list in use runs out, as seconds since 1970; side is clients or etcd, role is cert, ca or crl.");
     TLS_FILE_CURRENT = gauge("etcd_proxy_tls_file_current", TLS_FILE, "1 if the newest content of a TLS file is in use, 0 if it could not be used and older content is.");
     TLS_RELOADS = counter("etcd_proxy_tls_reloads_total", &["result", "side"], "Changes of TLS files that were taken over (result is success) or could not be used (failure).");
+    RULES_RELOADS = counter("etcd_proxy_rules_reloads_total", &["result"], "Changes of client-identity in the config file that were taken over (success) or could not be used (failure).");
     LOGINS = counter("etcd_proxy_logins_total", &["result"], "Logins at etcd as the proxy's own user or a tenant's; result is success, refused (name or password does not do) or unreached.");
     // The process.
     BUILD_INFO = gauge("etcd_proxy_build_info", &["etcd_api_version", "version"], "Always 1; the labels tell the version of this proxy and of etcd's API that it was built for.");

@@ -13,6 +13,7 @@ fn exercised() -> (Metrics, Arc<EndpointCalls>, Observed) {
     let range = methods::find("/etcdserverpb.KV/Range").expect("a row");
     metrics.started(range).finished(Code::Ok);
     metrics.logged_in(Login::Accepted);
+    metrics.rules_reloaded(true);
     metrics.reloaded(Side::Clients, true);
     metrics.refusals.note("team", Reason::Policy, "/etcdserverpb.KV/Put");
     metrics.reloaded(Side::Etcd, false);

@@ -77,6 +77,11 @@ impl Tenant {
         NOBODY.clone()
     }
 
+    /// Whether it is the proxy, at its own work.
+    pub fn is_the_proxy(&self) -> bool {
+        self.user == Some(UserNumber::PROXY)
+    }
+
     /// Whether an RPC that nobody here knows may pass: it may carry a key, and nobody can say what it does.
     pub fn lets_unknown_calls_pass(&self) -> bool {
         self.namespace.is_empty() && self.policy.is_full()

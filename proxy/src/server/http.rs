@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 
 use super::{Front, received::Received};
 use crate::{
+    admin,
     exchange::Replies,
     json::{self, Answer, Door},
     rules::caller::Connection,
@@ -22,6 +23,8 @@ use crate::{
 pub struct Http {
     front: Arc<Front>,
     is_secure: bool,
+    /// Whether this client may see the pages that tell of everybody.
+    sees_everybody: bool,
     /// The connection's identity towards the router.
     connect: Box<dyn Fn() -> Arc<Connection> + Send + Sync>,
     /// Made by the first request for JSON: most who speak HTTP here are probes, which need no way to etcd.
@@ -35,10 +38,11 @@ impl Http {
     pub fn new(
         front: Arc<Front>,
         is_secure: bool,
+        sees_everybody: bool,
         connect: impl Fn() -> Arc<Connection> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (connect, door, handover) = (Box::new(connect), OnceLock::new(), Mutex::new(None));
-        Arc::new(Self { front, is_secure, connect, door, handover })
+        Arc::new(Self { front, is_secure, sees_everybody, connect, door, handover })
     }
 
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
@@ -77,7 +81,10 @@ impl Http {
                     response
                 }
             },
-            None => self.front.admin.answer(request).await,
+            None if self.sees_everybody || admin::tells_of_nobody(request.uri().path()) => {
+                self.front.admin.answer(request).await
+            }
+            None => admin::kept_from_tenants(request.uri().path()),
         }
     }
 

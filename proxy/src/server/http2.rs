@@ -74,7 +74,9 @@ pub async fn serve(
     let ping_pong = http2.ping_pong().expect("the ping handle is taken once, here");
     let http = {
         let connection = connection.clone();
-        Http::new(front.clone(), config.tls.is_some(), move || connection.clone())
+        Http::new(front.clone(), config.tls.is_some(), front.shows_everybody(&connection.tenant), move || {
+            connection.clone()
+        })
     };
     outlet.take_over();
     let mut draining = false;

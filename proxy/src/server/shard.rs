@@ -14,7 +14,7 @@ use std::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpStream, UnixStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use super::{
@@ -25,9 +25,12 @@ use super::{
 };
 use crate::{
     admission::TURNED_AWAY_AFTER,
-    drain::{Observer, Watcher},
+    drain::{self, Observer, Watcher},
     metrics::{Metrics, Reason, UNKNOWN},
-    rules::{caller::Connection, tenant::Tenant},
+    rules::{
+        caller::Connection,
+        tenant::{Tenant, identity::Tenants},
+    },
     tls::{
         explain::{Peer, explain},
         identity::{PeerIdentity, peer_identity},
@@ -43,6 +46,8 @@ const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// closed is lost, since clients do not send it again: so this is longer than any client keeps a connection that it does
 /// not use (Go 90 seconds, browsers five minutes). Envoy waits as long.
 const HTTP1_IDLE: Duration = Duration::from_secs(3600);
+/// How long the calls of a client may take to end whose rule has changed. It has lost its right to them.
+const CUT_OFF_AFTER: Duration = Duration::from_secs(1);
 /// What one HTTP/1.1 connection may have buffered, its request's head among it.
 const HTTP1_BUFFER: usize = 64 << 10;
 
@@ -83,10 +88,22 @@ type Opened = (Protocol, Prefaced<Box<dyn Io>>, Option<PeerIdentity>);
 /// To whom a connection belongs. One that is nobody's is heard, so that its client is told why it is not served.
 fn tenant_of(front: &Front, peer: Option<SocketAddr>, identity: Option<&PeerIdentity>) -> Arc<Tenant> {
     let Some(router) = &front.router else { return Tenant::whole() };
-    router.tenants.of(identity).unwrap_or_else(|| {
+    router.tenants.borrow().of(identity).unwrap_or_else(|| {
         tracing::warn!(?peer, ?identity, "a client's certificate names nobody whom this proxy serves");
         Tenant::nobody()
     })
+}
+
+/// Returns when rules have changed so that a client is not who it was before.
+async fn changed(
+    tenants: &mut watch::Receiver<Tenants>,
+    identity: Option<&PeerIdentity>,
+    before: Option<&Arc<Tenant>>,
+) {
+    // It fails when the proxy ends, which others tell.
+    if tenants.wait_for(|tenants| tenants.of(identity).as_ref() != before).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 fn connection(
@@ -164,7 +181,51 @@ impl Shard {
             () = end.signaled() => return,
         };
         match opening {
-            Ok(Ok((Protocol::Http2, socket, identity))) => {
+            Ok(Ok(opened)) if front.is_by_identity() => self.speak_while_known(opened, peer, front, end).await,
+            Ok(Ok(opened)) => self.speak(opened, peer, front, end).await,
+            Ok(Err(OpeningError::Tls(error))) => {
+                self.metrics.handshake_failed();
+                let reason = explain(Peer::Client, &error);
+                self.metrics.refusals.note(UNKNOWN, Reason::Handshake, &reason);
+                tracing::warn!(?peer, error = reason, "rejected connection on client endpoint");
+            }
+            Ok(Err(OpeningError::Io(error))) => {
+                self.metrics.handshake_failed();
+                tracing::debug!(?peer, %error, "connection ended before its first request");
+            }
+            Err(_) => {
+                self.metrics.handshake_failed();
+                tracing::debug!(?peer, "connection took too long over its handshake");
+            }
+        }
+    }
+
+    /// Serves a connection until it ends, or its client is somebody else by rules that have changed, or nobody.
+    async fn speak_while_known(&self, opened: Opened, peer: Option<SocketAddr>, front: Arc<Front>, mut end: Observer) {
+        let Some(router) = &front.router else { return };
+        let (identity, mut tenants) = (opened.2.clone(), router.tenants.clone());
+        let before = tenants.borrow_and_update().of(identity.as_ref());
+        let (farewell, watcher) = drain::channel();
+        let mut speaking = Box::pin(self.speak(opened, peer, front.clone(), watcher.observer()));
+        tokio::select! {
+            () = &mut speaking => return,
+            () = end.signaled() => {
+                farewell.begin();
+                return speaking.await;
+            }
+            () = changed(&mut tenants, identity.as_ref(), before.as_ref()) => farewell.begin(),
+        }
+        let tenant = before.map_or_else(|| UNKNOWN.to_owned(), |tenant| tenant.name.clone());
+        tracing::info!(?peer, tenant, "a client is somebody else by the new rules, its connection is closed");
+        // Whoever has not ended by then is cut off.
+        let _ = tokio::time::timeout(CUT_OFF_AFTER, speaking).await;
+    }
+
+    /// Serves a connection in the protocol that its client speaks.
+    async fn speak(&self, opened: Opened, peer: Option<SocketAddr>, front: Arc<Front>, end: Observer) {
+        let (protocol, socket, identity) = opened;
+        match protocol {
+            Protocol::Http2 => {
                 let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
                 let connection = connection(&front, peer, number, identity.as_ref());
                 let serving = http2::serve(&self.config, &self.metrics, socket, connection.clone(), front, end);
@@ -180,27 +241,20 @@ impl Shard {
                     serving.await;
                 }
             }
-            Ok(Ok((Protocol::Http1, socket, identity))) => {
+            Protocol::Http1 => {
                 let is_secure = self.config.tls.is_some();
-                let http = Http::new(front.clone(), is_secure, move || {
+                let sees_everybody = match &front.router {
+                    Some(router) => {
+                        let tenant = router.tenants.borrow().of(identity.as_ref());
+                        front.shows_everybody(&tenant.unwrap_or_else(Tenant::nobody))
+                    }
+                    None => true,
+                };
+                let http = Http::new(front.clone(), is_secure, sees_everybody, move || {
                     let number = CONNECTION_NUMBER.fetch_add(1, Ordering::Relaxed);
                     connection(&front, peer, number, identity.as_ref())
                 });
                 self.serve_http1(socket, http, end).await;
-            }
-            Ok(Err(OpeningError::Tls(error))) => {
-                self.metrics.handshake_failed();
-                let reason = explain(Peer::Client, &error);
-                self.metrics.refusals.note(UNKNOWN, Reason::Handshake, &reason);
-                tracing::warn!(?peer, error = reason, "rejected connection on client endpoint");
-            }
-            Ok(Err(OpeningError::Io(error))) => {
-                self.metrics.handshake_failed();
-                tracing::debug!(?peer, %error, "connection ended before its first request");
-            }
-            Err(_) => {
-                self.metrics.handshake_failed();
-                tracing::debug!(?peer, "connection took too long over its handshake");
             }
         }
     }

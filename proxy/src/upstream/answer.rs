@@ -14,7 +14,7 @@ use http::{
 
 use super::{channel::Place, endpoint::Endpoint, users::Pass};
 use crate::{
-    admission::memory::{Held, Memory, UNASKED},
+    admission::memory::{Held, Share, UNASKED},
     rules::{
         framing,
         status::{self, Code, Status},
@@ -31,7 +31,7 @@ pub struct Answer {
     pub endpoint: Arc<Endpoint>,
     pub headers: HeaderMap,
     pub body: Body,
-    pub(super) memory: Option<&'static Memory>,
+    pub(super) memory: Option<Share>,
 }
 
 /// The messages of an answer and then its trailers. Dropped early, it tells etcd to stop.
@@ -102,7 +102,7 @@ impl Answer {
                 return Err(status::message_too_large(size, limit));
             }
             if size > UNASKED
-                && let Some(memory) = self.memory
+                && let Some(memory) = &self.memory
             {
                 held.get_or_insert_with(|| memory.hold()).grow(size).map_err(status::exhausted)?;
             }

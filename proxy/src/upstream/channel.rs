@@ -130,6 +130,11 @@ impl Channels {
         Self { config, by_endpoint: Arc::default() }
     }
 
+    /// Others like these, that show the certificate of one user.
+    pub fn of_user(&self, tls: ClientTls) -> Self {
+        Self::new(Arc::new(Config { tls: Some(tls), is_judge: false, ..(*self.config).clone() }))
+    }
+
     /// A connection to the endpoint with room for one more call, dialled if there is none. Those who ask while a
     /// dial is under way share its outcome.
     pub async fn get(&self, endpoint: &Arc<Endpoint>) -> Result<(Link, Place), Arc<DialError>> {

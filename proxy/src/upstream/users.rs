@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     fmt, io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
@@ -69,6 +69,12 @@ const MAX_PASSWORD_FILE: u64 = 4096;
 
 /// Every user, shared by all shards.
 pub struct Users {
+    known: RwLock<Known>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Known {
     logins: HashMap<UserNumber, Arc<Login>>,
     certificates: HashMap<UserNumber, ClientTls>,
 }
@@ -114,29 +120,55 @@ enum NoToken {
 
 impl Users {
     pub fn new(configs: Vec<Config>, metrics: &Arc<Metrics>) -> Arc<Self> {
-        let (mut logins, mut certificates) = (HashMap::new(), HashMap::new());
+        let users = Self { known: RwLock::default(), metrics: metrics.clone() };
+        users.replace(configs);
+        Arc::new(users)
+    }
+
+    /// From now on there are these. Who was there under the same number stays logged in.
+    pub fn replace(&self, configs: Vec<Config>) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *known);
         for Config { number, proof } in configs {
             match proof {
                 Proof::Password { name, password } => {
-                    let login = Login { name, password, metrics: metrics.clone(), state: Mutex::new(State::Out) };
-                    logins.insert(number, Arc::new(login));
+                    let login = before.logins.remove(&number).unwrap_or_else(|| {
+                        let (metrics, state) = (self.metrics.clone(), Mutex::new(State::Out));
+                        Arc::new(Login { name, password, metrics, state })
+                    });
+                    known.logins.insert(number, login);
                 }
                 Proof::Certificate(tls) => {
-                    certificates.insert(number, tls);
+                    known.certificates.insert(number, tls);
                 }
             }
         }
-        Arc::new(Self { logins, certificates })
     }
 
-    /// The users who need connections of their own.
-    pub fn certificates(&self) -> impl Iterator<Item = (UserNumber, &ClientTls)> {
-        self.certificates.iter().map(|(number, tls)| (*number, tls))
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        // It is held for the look into a map.
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether calls may be made as this user. The proxy itself may be nobody.
+    pub fn knows(&self, user: UserNumber) -> bool {
+        let known = self.known();
+        user == UserNumber::PROXY || known.logins.contains_key(&user) || known.certificates.contains_key(&user)
+    }
+
+    /// What a user shows who needs connections of its own.
+    pub fn certificate(&self, user: UserNumber) -> Option<ClientTls> {
+        self.known().certificates.get(&user).cloned()
     }
 
     /// What a call must show, if it is made as a user who logs in.
     pub async fn pass(&self, upstream: &Upstream, caller: &Caller, path: &str) -> Result<Option<Pass>, Status> {
-        let Some(login) = caller.user().and_then(|user| self.logins.get(&user)) else { return Ok(None) };
+        let Some(user) = caller.user() else { return Ok(None) };
+        if !self.knows(user) {
+            // Its rule is gone, and the connection is about to be.
+            return Err(status::cannot_log_in());
+        }
+        let Some(login) = self.known().logins.get(&user).cloned() else { return Ok(None) };
         // etcd asks nobody for a name here, and whoever logs in has no pass yet.
         if path == AUTHENTICATE || path.starts_with(HEALTH_SERVICE) {
             return Ok(None);

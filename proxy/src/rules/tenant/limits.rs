@@ -4,7 +4,7 @@
 //! proxy without limits pays nothing for them.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -127,6 +127,10 @@ pub struct Usage {
     pub concurrent_requests: Counter,
     pub flow: Flow,
     pub stored: Stored,
+    /// Bytes of large answers that are held for it.
+    pub held: AtomicUsize,
+    /// Lines of the audit log that wait to be written.
+    pub audit_lines: AtomicUsize,
     refused: [Refused; Limit::ALL.len()],
 }
 
@@ -148,6 +152,8 @@ impl Usage {
             concurrent_requests: Counter::new(limits.concurrent_requests),
             flow: Flow::new(&limits.rates),
             stored: Stored::default(),
+            held: AtomicUsize::new(0),
+            audit_lines: AtomicUsize::new(0),
             refused: Default::default(),
         }
     }

@@ -12,8 +12,10 @@ use tokio::{
 };
 
 mod answers;
+mod rights;
 mod stream;
 
+use rights::Rights;
 use stream::Stream;
 
 use super::{
@@ -87,6 +89,7 @@ impl Feed {
         // Bounded by what sessions may ask at a time, and each of those is bounded by flow control on its stream.
         let (commands, received) = mpsc::unbounded_channel();
         let (failure, failed) = watch::channel(None);
+        let parts_rights = parts.rights_interval;
         let task = Task {
             parts,
             duty,
@@ -96,6 +99,7 @@ impl Feed {
             probes: HashMap::new(),
             progress: Progress::default(),
             has_fresh_pass: false,
+            rights: Rights::new(parts_rights),
         };
         tokio::spawn(task.run());
         Self { commands, failed }
@@ -134,6 +138,8 @@ pub struct Parts {
     pub upstream: Upstream,
     pub caller: Caller,
     pub metrics: Arc<Metrics>,
+    /// Within which time etcd is asked about each watch whether the caller may still have it, if it is.
+    pub rights_interval: Option<Duration>,
 }
 
 struct Task {
@@ -147,6 +153,7 @@ struct Task {
     progress: Progress,
     /// Whether the pass of this stream follows one that etcd did not take, with nothing opened since.
     has_fresh_pass: bool,
+    rights: Rights,
 }
 
 /// Those who wait for a probe of one range. Whoever asks while one is under way waits for the next, since "now" must
@@ -299,6 +306,7 @@ impl Task {
                     ask_at.as_mut().reset(Instant::now() + asks);
                     self.ask_progress(stream);
                 }
+                () = self.rights.due(), if full.is_none() => self.rights.ask(&self.open, stream),
                 changed = endpoint_state.changed() => {
                     let state = *endpoint_state.borrow_and_update();
                     let leave = match state {

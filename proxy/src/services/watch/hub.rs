@@ -28,12 +28,16 @@ use crate::{
     upstream::Upstream,
 };
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Config {
     /// Bytes of events that one shared watch holds for those who lag.
     pub max_log_bytes: usize,
     /// How many watches on different ranges below one prefix share a watch of the prefix if there are more; 0 is never.
     pub coalesce_threshold: usize,
+    /// How soon a watch ends after the right to it; zero is never.
+    pub rights_interval: Duration,
+    /// Whether etcd knows this proxy by a certificate, and so may judge callers that show nothing of their own.
+    pub has_certificate: bool,
 }
 
 /// Catch-ups that run at a time; each is a stream of its own at etcd, which reads old revisions for it from disk.
@@ -58,6 +62,7 @@ pub struct Hub {
     upstream: Upstream,
     pub metrics: Arc<Metrics>,
     settings: Settings,
+    config: Config,
     drain: Observer,
     seen: Seen,
     /// The live feed of each set of credentials that has sessions.
@@ -106,7 +111,7 @@ impl Hub {
             catch_ups: Arc::new(Semaphore::new(MAX_CATCH_UPS)),
         };
         let (seen, feeds) = (Seen::default(), Mutex::default());
-        let hub = Arc::new(Self { upstream, metrics, settings, drain, seen, feeds });
+        let hub = Arc::new(Self { upstream, metrics, settings, config, drain, seen, feeds });
         tokio::spawn(forget_what_was_seen(Arc::downgrade(&hub)));
         tokio::spawn(keep(Arc::downgrade(&hub)));
         hub
@@ -142,10 +147,15 @@ impl Hub {
             return feed;
         }
         feeds.retain(|_, feed| feed.strong_count() > 0);
+        let is_judged = self.config.has_certificate
+            || caller.user().is_some()
+            || credentials.token.is_some()
+            || credentials.authorization.is_some();
         let parts = Parts {
             upstream: self.upstream.clone(),
             caller: Caller { connection: caller.connection.clone(), metadata: credentials.metadata() },
             metrics: self.metrics.clone(),
+            rights_interval: Some(self.config.rights_interval).filter(|interval| is_judged && !interval.is_zero()),
         };
         let feed = LiveFeed::start(parts, self.settings.clone());
         feeds.insert(credentials, Arc::downgrade(&feed));

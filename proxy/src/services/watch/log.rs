@@ -84,8 +84,8 @@ pub enum RunOf<T> {
 static LOGS: AtomicU64 = AtomicU64::new(0);
 
 /// Tells a log from all others that there are at the time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LogId(usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LogId(pub(super) usize);
 
 pub struct Log {
     number: u64,

@@ -1,5 +1,7 @@
 //! What etcd says on a feed's stream, handed to the logs and to those who wait.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{ResponseHeader, WatchCancelRequest, watch_request::RequestUnion};
 
@@ -9,7 +11,7 @@ use super::{
 };
 use crate::{
     rules::{keys::KeyRange, status},
-    services::watch::log::{End, Opened, Refused},
+    services::watch::log::{End, Log, Opened, Refused},
 };
 
 impl Task {
@@ -92,6 +94,10 @@ impl Task {
                 }
                 self.hand_out_probe(stream, range, &opened);
             }
+            Pending::Right(log) => match opened {
+                Ok(_) => stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: response.watch_id })),
+                Err(Refused { header, reason }) => self.withdraw(stream, &log, header, reason),
+            },
             Pending::Log { log, start_revision } => {
                 match &opened {
                     Ok(_) if self.open.contains_key(&log.id()) => stream.remember(response.watch_id, log.clone()),
@@ -105,6 +111,18 @@ impl Task {
                 log.note_opened(opened, start_revision);
             }
         }
+    }
+
+    /// Ends a watch to which etcd does not give the right any more.
+    fn withdraw(&mut self, stream: &mut Stream, log: &Arc<Log>, header: ResponseHeader, reason: String) {
+        // Nobody may read it any more, or it was refused already.
+        if self.open.remove(&log.id()).is_none() {
+            return;
+        }
+        tracing::info!(reason, "a watch ends, since etcd does not allow it any more");
+        self.parts.metrics.watches_withdrawn.inc();
+        stream.cancel(log);
+        log.end(End::Canceled { header, compact_revision: 0, reason });
     }
 
     fn hand_out_probe(&mut self, stream: &mut Stream, range: KeyRange, opened: &Opened) {

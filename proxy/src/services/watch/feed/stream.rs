@@ -55,6 +55,8 @@ impl Drop for Stream {
 
 pub enum Pending {
     Probe(KeyRange),
+    /// Whether this log may go on.
+    Right(Arc<Log>),
     /// A start revision of zero is now.
     Log {
         log: Arc<Log>,
@@ -108,6 +110,12 @@ impl Stream {
     pub fn probe(&mut self, range: &KeyRange) {
         self.pending.push_back(Pending::Probe(range.clone()));
         self.send_create(range, 0, false, false);
+    }
+
+    /// Asks whether the caller may still watch what fills a log.
+    pub fn ask_right(&mut self, opening: &Opening) {
+        self.pending.push_back(Pending::Right(opening.log.clone()));
+        self.send_create(&opening.range, 0, false, false);
     }
 
     fn send_create(&mut self, range: &KeyRange, start_revision: i64, prev_kv: bool, progress_notify: bool) {

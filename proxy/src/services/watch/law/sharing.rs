@@ -296,7 +296,7 @@ impl World {
             catch_ups: Arc::new(Semaphore::new(1)),
         };
         let (feed, commands) = Feed::played();
-        let feed = LiveFeed::with(feed, Parts { upstream, caller, metrics }, settings);
+        let feed = LiveFeed::with(feed, Parts { upstream, caller, metrics, rights_interval: None }, settings);
         let watches = Vec::new();
         let etcd = Etcd { store, current: 1, compacted: 0, refuses_prefixes, commands, watches };
         Self { etcd, sayings: Sayings::default(), feed, clients: Vec::new() }
