@@ -80,7 +80,9 @@ async fn with_a_learner(side: &Side, own: u64, id: u64) {
     let hide = |answer: &mut etcd_proxy_proto::etcdserverpb::MemberListResponse| hide_learners(&mut answer.members);
     side.masked("members with a learner", MEMBER_LIST, MemberListRequest { linearizable: true }, hide).await;
     side.call("add a second learner", MEMBER_ADD, add(&["http://127.0.0.1:4"], true)).await;
-    side.call("add a member beside a learner", MEMBER_ADD, add(&["http://127.0.0.1:1"], false)).await;
+    // An id is made of the URLs and the second: the same URL alone would be refused for the one or the other.
+    let taken = add(&["http://127.0.0.1:1", "http://127.0.0.1:8"], false);
+    side.call("add a member beside a learner, whose URL is among its own", MEMBER_ADD, taken).await;
     side.call("promote a learner that never started", MEMBER_PROMOTE, MemberPromoteRequest { id }).await;
     let taken = MemberUpdateRequest { id, peer_ur_ls: vec!["http://127.0.0.1:2380".to_owned()] };
     side.call("update a learner to a URL that is taken", MEMBER_UPDATE, taken).await;
