@@ -249,7 +249,7 @@ fn refusals(router: &Router, now: SystemTime) -> Vec<Refusal> {
         what: one.what,
         count: one.count,
     });
-    let tenants = router.tenants.all();
+    let tenants = router.tenants.borrow().all();
     let mut refusals: Vec<Refusal> = others.chain(tenants.iter().flat_map(|tenant| over_limits(tenant, now))).collect();
     refusals.sort_by(|one, other| other.at.total_cmp(&one.at));
     refusals.truncate(MAX_REFUSALS);
