@@ -292,7 +292,8 @@ async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, E
         context.metrics.forget(&Object::of(proxy));
         return Ok(Action::await_change());
     }
-    if proxy.spec.backend_ref.is_some() {
+    // Where backends are not known nothing is deployed for their users, and nothing has to be cleaned up.
+    if proxy.spec.backend_ref.is_some() && context.settings.backends {
         apply::hold(proxy, context).await?;
     }
     let fetched = fetch::fetch(proxy, context).await?;

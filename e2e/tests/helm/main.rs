@@ -6,9 +6,11 @@
 #[allow(dead_code)]
 #[path = "../cluster/control_plane.rs"]
 mod control_plane;
+mod documents;
 mod helm;
 mod lifecycle;
 mod render;
+mod rights;
 mod schemas;
 mod stand_ins;
 
@@ -19,10 +21,13 @@ use helm::Helm;
 fn releases_come_change_and_go_on_a_real_control_plane() {
     let cluster = ControlPlane::start();
     let _nodes = stand_ins::nodes(&cluster);
-    // In this order: kubeconform and the dry runs need kinds that a release has brought.
+    // In this order: kubeconform and the dry runs need kinds that a release has brought, and the documents bring their own.
     lifecycle::a_release_with_helm_4_comes_changes_goes_back_and_goes(&cluster);
     lifecycle::a_chart_of_yesterday_is_upgraded_with_helm_3(&cluster);
+    rights::a_release_for_one_namespace_serves_it_and_has_no_rights_elsewhere(&cluster);
+    rights::a_release_for_backends_puts_no_secret_beside_tenants(&cluster);
     render::what_is_rendered_satisfies_the_servers_own_schemas_and_the_server(&cluster);
+    documents::the_commands_of_the_documents_work_as_pasted(&cluster);
 }
 
 #[test]
@@ -35,6 +40,7 @@ fn the_chart_is_clean_and_renders_the_same_bytes_twice() {
     }
     render::both_helms_render_the_same_objects();
     render::every_value_is_known_to_the_schema_and_every_other_is_not();
+    render::policies_are_named_after_their_release_and_each_binding_has_its_policy();
     render::profiles_keep_secrets_and_workloads_where_they_belong();
     render::every_container_is_restricted_and_every_object_is_labelled();
 }

@@ -45,6 +45,8 @@ pub fn a_typo_in_the_values_is_refused_by_name(helm: &Helm) {
     refused("rbac.profil=backends", "profil");
     refused("rbac.profile=everything", "profile");
     refused("metrics.port=80", "port");
+    refused("injection.mode=webhook", "mode");
+    refused("maxConcurrentRollouts=0", "maxConcurrentRollouts");
     refused("image.digest=latest", "digest");
     refused("extraArgs={run}", "extraArgs");
     refused("proxies[0].name=Registry,proxies[0].spec.mode=Deployment", "name");
@@ -56,6 +58,10 @@ pub fn what_cannot_work_is_refused_with_what_would_be_right(helm: &Helm) {
     assert!(error.contains("image.repository is needed"), "{error}");
     let error = helm.template(&["--set", "image.repository=a", "--kube-version=1.32.0"]);
     assert!(error.expect_err("1.32 is too old").contains("1.33"));
+    let backend = "backends[0].name=a,backends[0].spec.endpoints={http://a:1},backends[0].spec.namespace=a,\
+                   backends[0].spec.keyspace.root=/a/";
+    let error = helm.template(&["--set", "image.repository=a,rbac.profile=namespaced", "--set", backend]);
+    assert!(error.expect_err("nobody would look after it").contains("the operator knows no EtcdBackends"));
 }
 
 pub fn every_value_is_known_to_the_schema_and_every_other_is_not() {
@@ -96,6 +102,33 @@ fn writes(rule: &Value) -> bool {
     rule["verbs"].as_array().is_some_and(|verbs| verbs.iter().any(|verb| !harmless.iter().any(|one| verb == one)))
 }
 
+fn operators_flags(objects: &[Value]) -> Vec<String> {
+    let operator = objects.iter().find(|one| one["kind"] == "Deployment").expect("there is an operator");
+    let arguments = &operator["spec"]["template"]["spec"]["containers"][0]["args"];
+    let arguments = arguments.as_array().expect("it has arguments");
+    arguments.iter().map(|one| one.as_str().expect("arguments are texts").to_owned()).collect()
+}
+
+pub fn policies_are_named_after_their_release_and_each_binding_has_its_policy() {
+    let [helm, _] = Helm::both();
+    let set = "image.repository=a,injection.mode=policy,policy.requireUse=true";
+    let all = helm.objects(&["--set", set]);
+    let names = |kind: &str| -> BTreeSet<String> {
+        let found = all.iter().filter(|one| one["kind"] == kind);
+        found.map(|one| one["metadata"]["name"].as_str().expect("objects have names").to_owned()).collect()
+    };
+    for (kind, count) in [("MutatingAdmissionPolicy", 1), ("ValidatingAdmissionPolicy", 2)] {
+        let policies = names(kind);
+        assert_eq!(policies.len(), count, "{kind}: {policies:?}");
+        assert!(policies.iter().all(|name| name.ends_with(".etcd-proxy.etcd-proxy-system")), "{policies:?}");
+        let bindings = all.iter().filter(|one| one["kind"] == format!("{kind}Binding"));
+        let bound = bindings.map(|one| one["spec"]["policyName"].as_str().expect("it names one").to_owned());
+        assert_eq!(bound.collect::<BTreeSet<_>>(), policies, "{kind}");
+    }
+    let off = helm.objects(&["--set", "image.repository=a,injection.mode=off"]);
+    assert!(!off.iter().any(|one| one["kind"].as_str().is_some_and(|kind| kind.contains("Admission"))));
+}
+
 pub fn profiles_keep_secrets_and_workloads_where_they_belong() {
     let [helm, _] = Helm::both();
     let image = "image.repository=a";
@@ -122,9 +155,33 @@ pub fn profiles_keep_secrets_and_workloads_where_they_belong() {
     };
     assert_eq!(namespaces("deployments"), ["etcd", "more"].map(str::to_owned).into());
     assert_eq!(namespaces("secrets"), ["etcd", "more", "team-a"].map(str::to_owned).into());
-    let operator = backends.iter().find(|one| one["kind"] == "Deployment").expect("there is an operator");
-    let arguments = &operator["spec"]["template"]["spec"]["containers"][0]["args"];
-    assert!(arguments.as_array().expect("it has arguments").contains(&json!("--inline-upstream=false")), "{arguments}");
+    let arguments = operators_flags(&backends);
+    assert!(arguments.contains(&"--inline-upstream=false".to_owned()), "{arguments:?}");
+    assert!(!arguments.iter().any(|flag| flag.starts_with("--backend-namespaces")), "tenants get Secrets");
+
+    // Without tenants who get Secrets, the operator knows that it may write none.
+    let flags = "rbac.profile=backends,rbac.backendNamespaces={etcd,more}";
+    let without = helm.objects(&["--set", image, "--set", flags]);
+    assert!(operators_flags(&without).contains(&"--backend-namespaces=etcd,more".to_owned()));
+    for (_, rule) in rules(&without, "ClusterRole") {
+        assert!(!touches(&rule, "secrets") && !touches(&rule, "deployments"), "not even to look at: {rule}");
+    }
+
+    let flags = "rbac.profile=namespaced,rbac.namespaces={team-a,team-b},crds.enabled=false";
+    let namespaced = helm.objects(&["--set", image, "--set", flags]);
+    assert!(operators_flags(&namespaced).contains(&"--watch-namespaces=team-a,team-b".to_owned()));
+    for object in &namespaced {
+        assert!(object["metadata"]["namespace"].is_string(), "nothing of the whole cluster: {object}");
+    }
+    for (_, rule) in rules(&namespaced, "Role") {
+        assert!(!touches(&rule, "namespaces") && !touches(&rule, "etcdbackends"), "these have no namespace: {rule}");
+    }
+    let places: BTreeSet<String> = rules(&namespaced, "Role")
+        .into_iter()
+        .filter(|(_, rule)| touches(rule, "secrets"))
+        .map(|(namespace, _)| namespace.as_str().expect("a Role has a namespace").to_owned())
+        .collect();
+    assert_eq!(places, ["team-a", "team-b"].map(str::to_owned).into());
 
     // An administrator's half and a team's make the whole, and the team's needs no rights in the cluster.
     let half = |scope: &str| helm.objects(&["--set", image, "--set", &format!("resourceScope={scope}")]);
@@ -178,7 +235,7 @@ pub fn every_container_is_restricted_and_every_object_is_labelled() {
 pub fn what_is_rendered_satisfies_the_servers_own_schemas_and_the_server(cluster: &ControlPlane) {
     let schemas = Schemas::of(cluster);
     let [helm, _] = Helm::both();
-    for namespace in ["etcd-proxy-system", "team-a"] {
+    for namespace in ["etcd-proxy-system", "team-a", "team-b"] {
         // Of the release before, one may be there already.
         let _ = cluster.try_kubectl(&["create", "namespace", namespace]);
     }

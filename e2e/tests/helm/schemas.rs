@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use crate::control_plane::ControlPlane;
 
 /// The groups whose kinds the chart renders.
-const GROUPS: [&str; 7] = [
+const GROUPS: [&str; 8] = [
     "api/v1",
     "apis/apps/v1",
+    "apis/admissionregistration.k8s.io/v1",
     "apis/apiextensions.k8s.io/v1",
     "apis/etcdproxy.dev/v1alpha1",
     "apis/networking.k8s.io/v1",

@@ -31,6 +31,10 @@ pub async fn fetch(proxy: &EtcdProxy, context: &Context) -> Result<Fetched, Erro
 
 pub async fn backend(proxy: &EtcdProxy, context: &Context) -> Result<Option<EtcdBackend>, Error> {
     let Some(reference) = &proxy.spec.backend_ref else { return Ok(None) };
+    if !context.settings.backends {
+        // An operator of single namespaces may not even look.
+        return Ok(None);
+    }
     let found = Api::<EtcdBackend>::all(context.client.clone()).get_opt(&reference.name).await;
     found.map_err(|source| api_error("read EtcdBackend", &reference.name, source))
 }

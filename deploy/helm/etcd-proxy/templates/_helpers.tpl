@@ -82,6 +82,58 @@ labels:
 {{- end -}}
 {{- end -}}
 
+{{- /* The namespaces in which the operator may write Secrets and workloads, unless it may everywhere; with commas between. */ -}}
+{{- define "etcd-proxy.homes" -}}
+{{- $named := eq .Values.rbac.profile "namespaced" | ternary .Values.rbac.namespaces .Values.rbac.backendNamespaces -}}
+{{- $named | default (list .Release.Namespace) | uniq | join "," -}}
+{{- end -}}
+
+{{- /* The operator's flag --backend-namespaces: with it, it puts no Secret into tenants' namespaces and looks for none there. */ -}}
+{{- define "etcd-proxy.backendNamespaces" -}}
+{{- if and (eq .Values.rbac.profile "backends") (not .Values.rbac.tenantNamespaces) -}}
+{{- include "etcd-proxy.homes" . -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Whether the API server itself puts sidecars into pods: where it can, or as the values say. */ -}}
+{{- define "etcd-proxy.injects" -}}
+{{- $mode := .Values.injection.mode -}}
+{{- $can := and (semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version) (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy") -}}
+{{- if and (include "etcd-proxy.clusterScope" .) (or (eq $mode "policy") (and (eq $mode "auto") $can (ne .Values.rbac.profile "namespaced"))) -}}yes{{- end -}}
+{{- end -}}
+
+{{- /*
+An admission policy or its binding, from a committed file: (list root text). Such objects belong to the
+whole cluster, so they are named after the release, and policies of an operator that serves some namespaces only keep to these.
+*/ -}}
+{{- define "etcd-proxy.policies" -}}
+{{- $root := index . 0 -}}
+{{- range $document := splitList "\n---\n" (index . 1) }}
+{{- $object := fromYaml $document }}
+{{- if $object.kind }}
+{{- $spec := $object.spec }}
+{{- if $spec.policyName }}{{ $_ := set $spec "policyName" (include "etcd-proxy.policyName" (list $root $spec.policyName)) }}{{ end }}
+{{- if and $spec.matchConstraints (eq $root.Values.rbac.profile "namespaced") }}
+{{- $in := dict "key" "kubernetes.io/metadata.name" "operator" "In" "values" (splitList "," (include "etcd-proxy.homes" $root)) }}
+{{- $_ := set $spec.matchConstraints "namespaceSelector" (dict "matchExpressions" (list $in)) }}
+{{- end }}
+---
+apiVersion: {{ $object.apiVersion }}
+kind: {{ $object.kind }}
+metadata:
+  {{- include "etcd-proxy.metadata" (list $root (include "etcd-proxy.policyName" (list $root $object.metadata.name)) "" dict) | nindent 2 }}
+spec:
+  {{- toYaml $spec | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* These names may hold dots and no colons. */ -}}
+{{- define "etcd-proxy.policyName" -}}
+{{- $root := index . 0 -}}
+{{- printf "%s.%s.%s" (index . 1) (include "etcd-proxy.fullname" $root) $root.Release.Namespace -}}
+{{- end -}}
+
 {{- /* What an administrator installs, and what else there is. */ -}}
 {{- define "etcd-proxy.clusterScope" -}}
 {{- if ne .Values.resourceScope "namespace" -}}yes{{- end -}}
@@ -118,6 +170,9 @@ meta.helm.sh/release-namespace: {{ $root.Release.Namespace }}
 {{- end -}}
 {{- end -}}
 
+{{- /* The test's EtcdProxies stand in the release's namespace; the operator has to serve it, and give them client certificates. */ -}}
 {{- define "etcd-proxy.hasTests" -}}
-{{- if and .Values.tests.enabled (include "etcd-proxy.namespaceScope" .) (or (include "etcd-proxy.testBackend" .) .Values.tests.endpoints) -}}yes{{- end -}}
+{{- $isHome := has .Release.Namespace (splitList "," (include "etcd-proxy.homes" .)) -}}
+{{- $served := or (eq .Values.rbac.profile "cluster") (and (not (include "etcd-proxy.backendNamespaces" .)) (or $isHome (has .Release.Namespace .Values.rbac.tenantNamespaces))) -}}
+{{- if and .Values.tests.enabled $served (include "etcd-proxy.namespaceScope" .) (or (include "etcd-proxy.testBackend" .) .Values.tests.endpoints) -}}yes{{- end -}}
 {{- end -}}
