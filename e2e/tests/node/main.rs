@@ -2,6 +2,7 @@
 //! the project's own recipe. The walk-through in the documents brings the cluster up, makes two tenants and takes all of
 //! it away; between, what only a real node can show. One cluster serves all, since it takes longer to start than to use.
 
+mod chart;
 mod cluster;
 mod jobs;
 mod members;
@@ -28,6 +29,7 @@ fn the_walk_through_holds_and_what_it_makes_is_right() {
     tenants::one_tenants_certificate_opens_nothing_of_the_others(&cluster);
     rotation::a_watch_loses_nothing_while_certificates_and_endpoints_change(&cluster);
     jobs::a_sidecar_is_ready_before_its_application_and_lets_the_job_complete(&cluster);
+    chart::the_charts_own_test_passes_and_the_api_server_puts_sidecars_into_pods(&cluster);
     members::a_deleted_proxy_leaves_the_list_at_once_and_a_killed_one_after_its_ttl(&cluster);
 
     walk.from(END);
