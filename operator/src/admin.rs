@@ -22,6 +22,8 @@ pub struct Metrics {
     pub leader: IntGauge,
     /// Whether the API server was reached and the start is over.
     pub started: AtomicBool,
+    /// Whether the webhook has a certificate, if one is served.
+    pub webhook: AtomicBool,
 }
 
 impl Default for Metrics {
@@ -51,6 +53,7 @@ impl Metrics {
             backing_off: IntGauge::with_opts(backing_off).expect(valid),
             leader: IntGauge::with_opts(leader).expect(valid),
             started: AtomicBool::new(false),
+            webhook: AtomicBool::new(true),
             registry,
         };
         let all: [Box<dyn Collector>; 6] = [
@@ -116,10 +119,12 @@ pub async fn serve(address: &str, metrics: Arc<Metrics>) -> std::io::Result<Sock
         .route(
             "/readyz",
             get(move || async move {
-                if for_ready.started.load(Ordering::Relaxed) {
-                    (StatusCode::OK, "ok\n")
-                } else {
+                if !for_ready.started.load(Ordering::Relaxed) {
                     (StatusCode::SERVICE_UNAVAILABLE, "the API server was not reached yet\n")
+                } else if !for_ready.webhook.load(Ordering::Relaxed) {
+                    (StatusCode::SERVICE_UNAVAILABLE, "the webhook has no certificate yet\n")
+                } else {
+                    (StatusCode::OK, "ok\n")
                 }
             }),
         );

@@ -15,6 +15,7 @@ use crate::controller::{self, Scope};
 use crate::leader::{Leadership, Timing};
 use crate::plan::Settings;
 use crate::render::Cluster;
+use crate::webhook;
 
 /// The flags of `run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,6 +53,8 @@ pub struct Flags {
     #[arg(long, default_value = "info")]
     pub log_level: String,
     #[command(flatten)]
+    pub webhook: webhook::Flags,
+    #[command(flatten)]
     pub lease: Timing,
 }
 
@@ -86,6 +89,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         found = discover(&client, &flags) => found?,
         () = stop.clone() => return Ok(()),
     };
+    // Every process serves it, since the API server asks whichever the Service leads it to.
+    webhook::start(&client, &flags.webhook, &flags.namespace, &metrics).await?;
     metrics.started.store(true, Ordering::Relaxed);
 
     let leadership =

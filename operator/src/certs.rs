@@ -65,21 +65,38 @@ pub fn keep(object: &Object, managed: &Managed, stored: &Stored, now: OffsetDate
 
     let further = managed.further_clients.as_deref().unwrap_or_default();
     let clients = format!("{}{further}", client_authority.bundle);
-    let files = |leaf: &Leaf| {
-        Data::from([
-            ("tls.crt".to_owned(), leaf.certificate.clone().into_bytes()),
-            ("tls.key".to_owned(), leaf.key.clone().into_bytes()),
-            ("ca.crt".to_owned(), serving_authority.bundle.clone().into_bytes()),
-        ])
-    };
-    let mut serving_files = files(&serving);
+    let mut serving_files = files(&serving, &serving_authority);
     serving_files.insert("client-ca.crt".to_owned(), clients.into_bytes());
     Ok(Issued {
-        stored: Stored { ca, serving: serving_files, client: files(&client) },
+        stored: Stored { ca, serving: serving_files, client: files(&client, &serving_authority) },
         serving_not_after: serving.not_after,
         client_not_after: client.not_after,
         renewed,
     })
+}
+
+/// The same for a server alone, which keeps its authority beside its certificate in one Secret.
+pub fn keep_server(
+    object: &Object,
+    names: &[String],
+    stored: &Data,
+    now: OffsetDateTime,
+) -> Result<Data, rcgen::Error> {
+    let (mut data, mut renewed) = (Data::new(), Vec::new());
+    let authority = Authority::keep("serving", object, stored, now, &mut data, &mut renewed)?;
+    let wanted = Wanted { names, usage: ExtendedKeyUsagePurpose::ServerAuth };
+    let leaf = wanted.keep("serving", &authority, stored, now, &mut renewed)?;
+    data.extend(files(&leaf, &authority));
+    Ok(data)
+}
+
+/// A certificate, its key, and what verifies the servers.
+fn files(leaf: &Leaf, authority: &Authority) -> Data {
+    Data::from([
+        ("tls.crt".to_owned(), leaf.certificate.clone().into_bytes()),
+        ("tls.key".to_owned(), leaf.key.clone().into_bytes()),
+        ("ca.crt".to_owned(), authority.bundle.clone().into_bytes()),
+    ])
 }
 
 struct Authority {

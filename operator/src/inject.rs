@@ -1,6 +1,7 @@
 //! Puts the sidecar into the pods that ask for it by the label `etcdproxy.dev/inject`. Pure but for the reading of files:
 //! YAML in, YAML out, no cluster needed.
 
+pub mod review;
 #[cfg(test)]
 mod tests;
 

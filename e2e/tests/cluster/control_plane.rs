@@ -129,10 +129,15 @@ impl ControlPlane {
 
     /// One operator under that account, with times of the lease that a test has the patience for.
     pub fn start_operator(&self, name: &str, image: &str) -> Process {
+        self.start_operator_with(name, image, &[])
+    }
+
+    /// The same with further flags.
+    pub fn start_operator_with(&self, name: &str, image: &str, flags: &[String]) -> Process {
         let mut command = Command::new(operator_program());
         command.env("KUBECONFIG", self.folder.path().join("operator.kubeconfig"));
         command.args(["run", "--listen=127.0.0.1:0", "--name", name, "--image", image]);
-        command.args(["--lease-seconds=9", "--lease-renew-seconds=6", "--lease-retry-seconds=1"]);
+        command.args(["--lease-seconds=9", "--lease-renew-seconds=6", "--lease-retry-seconds=1"]).args(flags);
         let process = Process::spawn(name, &mut command, b"");
         process.expect_stderr("found the API server");
         process
@@ -296,6 +301,7 @@ fn known_path(namespace: &str, object: &str) -> Option<String> {
         "daemonset" => ("apis/apps/v1", "daemonsets"),
         "job" => ("apis/batch/v1", "jobs"),
         "event" => ("apis/events.k8s.io/v1", "events"),
+        "mutatingwebhookconfiguration" => ("apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
         "networkpolicy" => ("apis/networking.k8s.io/v1", "networkpolicies"),
         "pdb" => ("apis/policy/v1", "poddisruptionbudgets"),
         "lease" => ("apis/coordination.k8s.io/v1", "leases"),

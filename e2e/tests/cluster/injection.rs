@@ -1,7 +1,8 @@
-//! Sidecars by admission: the committed policies on an API server that serves them.
+//! Sidecars by admission: the committed policies on an API server that serves them, and the webhook for those that do not.
 
 use std::time::Instant;
 
+use etcd_proxy_e2e::{ports, programs};
 use serde_json::{Value, json};
 
 use crate::control_plane::{ControlPlane, PATIENCE, POLL};
@@ -35,36 +36,115 @@ fn names(pod: &Value, list: &str) -> Vec<String> {
     items.iter().map(|item| item["name"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
+/// A webhook in an operator that does not lead; the API server serves policies too, but none is applied yet.
+pub fn a_webhook_does_what_policies_do(cluster: &ControlPlane) {
+    let address = ports::free_address();
+    let committed = std::fs::read_to_string(programs::repository().join("deploy/admission/webhook.yaml"));
+    let committed = committed.expect("the webhook is committed");
+    let (start, end) = ("    service: {name: etcd-proxy-operator-webhook", "port: 443}\n");
+    let from = committed.find(start).expect("the API server is led to a Service");
+    let to = from + committed[from..].find(end).expect("the line has its end") + end.len();
+    // Services lead nowhere here.
+    let text = format!("{}    url: https://{address}/inject\n{}", &committed[..from], &committed[to..]);
+    cluster.apply_text(&text);
+    // A new role takes a moment, and a test looks whether the operator was ever refused.
+    let account = "--as=system:serviceaccount:etcd-proxy-system:etcd-proxy-operator";
+    let what = "mutatingwebhookconfigurations.admissionregistration.k8s.io/etcdproxy-inject";
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.try_kubectl(&["auth", "can-i", "patch", what, account]).is_err() {
+        assert!(Instant::now() < deadline, "the operator may write its CA");
+        std::thread::sleep(POLL);
+    }
+    let flags = [format!("--webhook-listen={address}"), "--webhook-names=127.0.0.1".to_owned()];
+    let mut operator = cluster.start_operator_with("hook", "example/etcd-proxy:1", &flags);
+    pods_get_their_proxy(cluster, "hooked");
+
+    cluster.kubectl(&["create", "namespace", "hookless"]);
+    let asks = pod("first", json!({"containers": [app()]}));
+    until_refused(cluster, "hookless", &asks, "asks for EtcdProxy first, but namespace hookless has none of that name");
+
+    let configuration = || cluster.get("", "mutatingwebhookconfiguration/etcdproxy-inject");
+    let bundle = || configuration()["webhooks"][0]["clientConfig"]["caBundle"].clone();
+    let before = bundle();
+    cluster.apply_text(&text);
+    assert_eq!(bundle(), before, "applying the file again leaves what the operator wrote");
+    cluster.kubectl(&["delete", "secret", "-n", "etcd-proxy-system", "etcd-proxy-operator-webhook"]);
+    let deadline = Instant::now() + PATIENCE;
+    while bundle() == before {
+        assert!(Instant::now() < deadline, "another authority is made and told");
+        std::thread::sleep(POLL);
+    }
+    until_injected(cluster, "hooked", &asks);
+
+    operator.signal(libc::SIGKILL);
+    operator.wait();
+    until_refused(cluster, "hooked", &asks, "inject.etcdproxy.dev");
+    let mut other = asks;
+    other["metadata"]["labels"] = json!({"app": "other"});
+    admitted(cluster, "hooked", &other).expect("a pod that does not ask is never held up");
+    cluster.kubectl(&["delete", "mutatingwebhookconfiguration/etcdproxy-inject"]);
+}
+
 pub fn pods_that_ask_get_their_proxy_or_are_refused(cluster: &ControlPlane) {
     cluster.apply_file("deploy/admission/inject.yaml");
-    cluster.kubectl(&["create", "namespace", "apps"]);
+    pods_get_their_proxy(cluster, "apps");
+    cluster.kubectl(&["create", "namespace", "bare"]);
+    let plain = pod("first", json!({"containers": [app()]}));
+    until_refused(cluster, "bare", &plain, "etcdproxy-inject");
+    let mut other = plain;
+    other["metadata"]["labels"] = json!({"app": "other"});
+    let untouched = admitted(cluster, "bare", &other).expect("a pod that does not ask is never held up");
+    assert!(names(&untouched, "initContainers").is_empty());
+}
+
+/// The API server takes a moment to heed a new policy or webhook.
+fn until_injected(cluster: &ControlPlane, namespace: &str, pod: &Value) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match admitted(cluster, namespace, pod) {
+            Ok(pod) if !names(&pod, "initContainers").is_empty() => return pod,
+            other => assert!(Instant::now() < deadline, "the pod gets no proxy: {other:?}"),
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// No pod starts without the proxy that it asked for. A namespace that was just made has no account for pods for a
+/// moment, which is refused in other words.
+fn until_refused(cluster: &ControlPlane, namespace: &str, pod: &Value, words: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let refusal = admitted(cluster, namespace, pod).expect_err("it is refused, whatever the reason");
+        if refusal.contains(words) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{words:?} is not said: {refusal}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// What holds however it is done.
+fn pods_get_their_proxy(cluster: &ControlPlane, namespace: &str) {
+    cluster.kubectl(&["create", "namespace", namespace]);
     // The whole way must also hold where pods may do next to nothing.
-    cluster.kubectl(&["label", "namespace", "apps", "pod-security.kubernetes.io/enforce=restricted"]);
+    cluster.kubectl(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]);
     let proxy = |name: &str, more: &str| {
         cluster.apply_text(&format!(
-            "{{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {{name: {name}, namespace: apps}}, \
+            "{{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {{name: {name}, namespace: {namespace}}}, \
              spec: {{mode: Sidecar, {more} upstream: {{endpoints: ['http://etcd.example:2379']}}}}}}"
         ));
-        cluster.wait_ready("apps", name);
+        cluster.wait_ready(namespace, name);
     };
     proxy("first", "");
     proxy("last", "sidecar: {position: Last},");
 
-    // The API server takes a moment to heed a new policy.
     let plain = pod("first", json!({"containers": [app()]}));
-    let deadline = Instant::now() + PATIENCE;
-    let injected = loop {
-        match admitted(cluster, "apps", &plain) {
-            Ok(pod) if !names(&pod, "initContainers").is_empty() => break pod,
-            other => assert!(Instant::now() < deadline, "the pod gets no proxy: {other:?}"),
-        }
-        std::thread::sleep(POLL);
-    };
+    let injected = until_injected(cluster, namespace, &plain);
     assert_eq!(names(&injected, "initContainers"), ["etcd-proxy"]);
     let container = &injected["spec"]["initContainers"][0];
     assert_eq!(container["restartPolicy"], "Always", "it is a native sidecar");
     assert_eq!(container["startupProbe"]["httpGet"]["path"], "/readyz", "the application waits until it is ready");
-    let wanted = cluster.get("apps", "etcdproxy/first")["status"]["sidecar"].clone();
+    let wanted = cluster.get(namespace, "etcdproxy/first")["status"]["sidecar"].clone();
     assert_eq!(injected["metadata"]["annotations"]["etcdproxy.dev/config-hash"], wanted["configHash"]);
     for volume in wanted["volumes"].as_array().expect("it has volumes") {
         let name = volume["name"].as_str().expect("a volume has a name");
@@ -73,26 +153,21 @@ pub fn pods_that_ask_get_their_proxy_or_are_refused(cluster: &ControlPlane) {
 
     let setup = json!({"name": "setup", "image": "app", "securityContext": app()["securityContext"]});
     let with_setup = |asks: &str| pod(asks, json!({"containers": [app()], "initContainers": [setup]}));
-    let before = admitted(cluster, "apps", &with_setup("first")).expect("it is admitted");
+    let before = admitted(cluster, namespace, &with_setup("first")).expect("it is admitted");
     assert_eq!(names(&before, "initContainers"), ["etcd-proxy", "setup"], "other init containers can use it");
-    let after = admitted(cluster, "apps", &with_setup("last")).expect("it is admitted");
+    let after = admitted(cluster, namespace, &with_setup("last")).expect("it is admitted");
     assert_eq!(names(&after, "initContainers"), ["setup", "etcd-proxy"]);
 
     let mut once = plain.clone();
     once["spec"]["initContainers"] = json!([wanted["container"]]);
     once["spec"]["volumes"] = wanted["volumes"].clone();
-    let twice = admitted(cluster, "apps", &once).expect("what `inject` has done already is fine");
+    let twice = admitted(cluster, namespace, &once).expect("what `inject` has done already is fine");
     assert_eq!(names(&twice, "initContainers"), ["etcd-proxy"]);
 
-    let refusal = admitted(cluster, "apps", &pod("nope", json!({"containers": [app()]}))).expect_err("there is none");
-    assert!(refusal.contains("asks for EtcdProxy nope, but namespace apps has none of that name"), "{refusal}");
-    cluster.kubectl(&["create", "namespace", "bare"]);
-    let refusal = admitted(cluster, "bare", &plain).expect_err("no pod starts without the proxy that it asked for");
-    assert!(refusal.contains("etcdproxy-inject"), "{refusal}");
-    let mut other = plain;
-    other["metadata"]["labels"] = json!({"app": "other"});
-    let untouched = admitted(cluster, "bare", &other).expect("a pod that does not ask is never held up");
-    assert!(names(&untouched, "initContainers").is_empty());
+    let refusal =
+        admitted(cluster, namespace, &pod("nope", json!({"containers": [app()]}))).expect_err("there is none");
+    let words = format!("asks for EtcdProxy nope, but namespace {namespace} has none of that name");
+    assert!(refusal.contains(&words), "{refusal}");
 }
 
 pub fn a_backend_can_ask_for_the_verb_use(cluster: &ControlPlane) {

@@ -38,6 +38,7 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     lifecycle::a_missing_secret_is_named_and_its_arrival_helps(&cluster);
     lifecycle::what_belongs_to_someone_else_is_never_touched(&cluster);
     lifecycle::a_sidecar_is_offered_that_the_server_takes(&cluster);
+    injection::a_webhook_does_what_policies_do(&cluster);
     injection::pods_that_ask_get_their_proxy_or_are_refused(&cluster);
     lifecycle::the_plugin_shows_what_is_there_and_what_is_wrong(&cluster);
     injection::a_backend_can_ask_for_the_verb_use(&cluster);

@@ -80,7 +80,7 @@ pub fn the_operator_kept_to_itself(cluster: &ControlPlane) {
         if resource == "secrets" {
             assert!(!matches!(verb.as_str(), "list" | "watch"), "Secrets are read by name only: {request}");
             let (namespace, name) = (text("/objectRef/namespace"), text("/objectRef/name"));
-            let own = ["-client", "-serving", "-ca"].iter().any(|end| name.ends_with(end));
+            let own = ["-client", "-serving", "-ca", "-operator-webhook"].iter().any(|end| name.ends_with(end));
             assert!(own || reads, "a Secret of a user is never written: {namespace}/{name}");
         }
         if matches!(resource.as_str(), "etcdproxies" | "etcdbackends") && subresource.is_empty() && !reads {

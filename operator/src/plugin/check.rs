@@ -1,5 +1,6 @@
 //! Whether everything stands that EtcdProxies need, and a remedy for what does not.
 
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, ListParams};
@@ -8,6 +9,7 @@ use kube::{Api, Client, ResourceExt};
 
 use super::draw;
 use crate::api::{EtcdBackend, EtcdProxy, GROUP, VERSION};
+use crate::webhook;
 
 /// The oldest minor version of Kubernetes 1 in which all that is used is there.
 const OLDEST_MINOR: u32 = 33;
@@ -99,9 +101,20 @@ async fn injection(client: &Client) -> Line {
     let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingadmissionpolicies");
     let served = client.list_api_group_resources("admissionregistration.k8s.io/v1").await;
     let served = served.is_ok_and(|list| list.resources.iter().any(|one| one.name == resource.plural));
+    let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone());
+    if let Ok(Some(configuration)) = webhooks.get_opt(webhook::CONFIGURATION).await {
+        let all = configuration.webhooks.unwrap_or_default();
+        let known = all.iter().any(|one| one.name == webhook::WEBHOOK && one.client_config.ca_bundle.is_some());
+        return if known {
+            good("sidecars are put into pods at admission, by the webhook")
+        } else {
+            bad("the webhook for sidecars has no CA yet; does an operator run with --webhook-listen?")
+        };
+    }
     if !served {
         return good(
-            "sidecars at admission: this API server has no MutatingAdmissionPolicy; use `kubectl etcdproxy inject`",
+            "sidecars at admission are not installed: this API server has no MutatingAdmissionPolicy, so it takes \
+             deploy/admission/webhook.yaml; `kubectl etcdproxy inject` works",
         );
     }
     match Api::<DynamicObject>::all_with(client.clone(), &resource).get_opt("etcdproxy-inject").await {

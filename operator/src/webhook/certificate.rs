@@ -1,0 +1,189 @@
+//! The webhook's certificate: kept in a Secret that all operator processes share, renewed before it ends, loaded by each
+//! of them, and its CA told to the API server. Whoever looks first does what is to be done; a write that comes second
+//! is refused by its resource version.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use super::{CONFIGURATION, SERVICE, WEBHOOK};
+use crate::admin::Metrics;
+use crate::certs::{self, Data};
+use crate::plan::Object;
+use crate::render::MANAGER;
+
+/// How often Secret and configuration are looked at. So long may a configuration that was just applied be without its
+/// CA, and so long a new certificate unused; a new CA is trusted a day before it signs.
+const LOOK: Duration = Duration::from_secs(15);
+/// The same while there is no certificate, or the last look failed.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Looks again and again until the process ends.
+pub async fn keep(
+    client: Client,
+    namespace: String,
+    names: Vec<String>,
+    settings: watch::Sender<Option<Arc<ServerConfig>>>,
+    metrics: Arc<Metrics>,
+) {
+    let mut keeper = Keeper { client, namespace, names, loaded: Data::new(), told: String::new() };
+    loop {
+        let mut wait = LOOK;
+        match keeper.look(&settings).await {
+            Ok(()) => metrics.webhook.store(true, Ordering::Relaxed),
+            Err(error) => {
+                tracing::warn!("the webhook's certificate: {error:#}; trying again");
+                wait = AGAIN;
+            }
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+struct Keeper {
+    client: Client,
+    namespace: String,
+    names: Vec<String>,
+    /// What is served.
+    loaded: Data,
+    /// What was last logged about the configuration.
+    told: String,
+}
+
+impl Keeper {
+    async fn look(&mut self, settings: &watch::Sender<Option<Arc<ServerConfig>>>) -> anyhow::Result<()> {
+        let data = self.stored().await?;
+        if data != self.loaded {
+            let loaded = server_config(&data).context("the Secret holds what cannot be served")?;
+            settings.send_replace(Some(Arc::new(loaded)));
+            self.loaded = data;
+        }
+        self.tell_the_api_server().await
+    }
+
+    /// What stands in the Secret, after whatever is due was issued.
+    async fn stored(&self) -> anyhow::Result<Data> {
+        let api = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
+        let found = api.get_opt(SERVICE).await.with_context(|| format!("cannot read Secret {SERVICE}"))?;
+        let version = found.as_ref().and_then(ResourceExt::resource_version);
+        let before: Data =
+            found.and_then(|found| found.data).into_iter().flatten().map(|(key, bytes)| (key, bytes.0)).collect();
+        let object = Object { namespace: self.namespace.clone(), name: SERVICE.to_owned(), uid: String::new() };
+        let data = certs::keep_server(&object, &self.names, &before, OffsetDateTime::now_utc())?;
+        if data == before {
+            return Ok(data);
+        }
+        let mut texts: Value =
+            data.iter().map(|(key, bytes)| (key.clone(), json!(ByteString(bytes.clone())))).collect();
+        let written = match version {
+            None => {
+                let secret = serde_json::from_value(self.secret(texts)).context("a Secret of ours is no Secret")?;
+                api.create(&PostParams::default(), &secret).await.map(|_| ())
+            }
+            Some(version) => {
+                for gone in before.keys().filter(|key| !data.contains_key(*key)) {
+                    texts[gone] = Value::Null;
+                }
+                let patch = json!({"metadata": {"resourceVersion": version}, "data": texts});
+                api.patch(SERVICE, &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| ())
+            }
+        };
+        match written {
+            Ok(()) => {
+                tracing::info!(secret = SERVICE, "issued a certificate for the webhook");
+                Ok(data)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => bail!("another process has just written it"),
+            Err(error) => Err(error).with_context(|| format!("cannot write Secret {SERVICE}")),
+        }
+    }
+
+    fn secret(&self, data: Value) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {
+                "name": SERVICE, "namespace": self.namespace, "labels": {"app.kubernetes.io/managed-by": MANAGER},
+            },
+            "data": data,
+        })
+    }
+
+    /// Writes the CA into the configuration, and nothing else of it.
+    async fn tell_the_api_server(&mut self) -> anyhow::Result<()> {
+        let api = Api::<MutatingWebhookConfiguration>::all(self.client.clone());
+        let found = api.get_opt(CONFIGURATION).await;
+        let found = found.with_context(|| format!("cannot read MutatingWebhookConfiguration {CONFIGURATION}"))?;
+        let webhooks = found.and_then(|found| found.webhooks).unwrap_or_default();
+        let Some(webhook) = webhooks.iter().find(|webhook| webhook.name == WEBHOOK) else {
+            self.tell("no MutatingWebhookConfiguration etcdproxy-inject asks this webhook; apply deploy/admission/webhook.yaml");
+            return Ok(());
+        };
+        let bundle = ByteString(self.loaded.get("ca.crt").cloned().unwrap_or_default());
+        if webhook.client_config.ca_bundle.as_ref() == Some(&bundle) {
+            self.tell("the API server knows the webhook's CA");
+            return Ok(());
+        }
+        let patch = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": CONFIGURATION},
+            "webhooks": [{"name": WEBHOOK, "clientConfig": {"caBundle": bundle}}],
+        });
+        let parameters = PatchParams::apply(MANAGER).force();
+        let patched = api.patch_metadata(CONFIGURATION, &parameters, &Patch::Apply(&patch)).await;
+        patched.with_context(|| format!("cannot write the CA into MutatingWebhookConfiguration {CONFIGURATION}"))?;
+        self.tell("the API server knows the webhook's CA");
+        Ok(())
+    }
+
+    /// Logs it unless it is what was last logged.
+    fn tell(&mut self, text: &str) {
+        if self.told != text {
+            text.clone_into(&mut self.told);
+            tracing::info!("{text}");
+        }
+    }
+}
+
+fn server_config(data: &Data) -> anyhow::Result<ServerConfig> {
+    let pem = |key: &str| data.get(key).map(Vec::as_slice).unwrap_or_default();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem("tls.crt")).collect();
+    let key = PrivateKeyDer::from_pem_slice(pem("tls.key"))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_no_client_auth().with_single_cert(chain?, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_issued_can_be_served() {
+        let object = Object { namespace: "ns".to_owned(), name: SERVICE.to_owned(), uid: String::new() };
+        let names = ["a.ns.svc".to_owned(), "10.0.0.1".to_owned()];
+        let now = OffsetDateTime::now_utc();
+        let data = certs::keep_server(&object, &names, &Data::new(), now).expect("it can be issued");
+        server_config(&data).expect("it can be served");
+        assert_eq!(certs::keep_server(&object, &names, &data, now).expect("it is kept"), data);
+        let others = ["b.ns.svc".to_owned()];
+        let other = certs::keep_server(&object, &others, &data, now).expect("it can be issued");
+        assert_ne!(other["tls.crt"], data["tls.crt"], "other names want another certificate");
+        assert_eq!(other["ca.crt"], data["ca.crt"], "of the same authority");
+        server_config(&Data::new()).expect_err("an empty Secret cannot be served");
+    }
+}
