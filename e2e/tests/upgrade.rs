@@ -78,7 +78,7 @@ fn upgraded(from: Version, to: Version, name: &str) {
         writer.join().expect("the writer does not panic")
     });
     let last = format!("key-{:06}", written - 1);
-    assert!(watch.stdout.wait_for(&last).is_some(), "the last write is not shown");
+    assert!(watch.stdout.wait_for(&last).is_some(), "the last write is not shown: {}", watch.stderr.text());
     let shown = watch.stdout.text();
     let mut keys: Vec<&str> = shown.lines().filter(|line| line.starts_with("key-0")).collect();
     keys.dedup();

@@ -363,8 +363,8 @@ pub struct Flags {
 
     /// how soon a watch ends after etcd has withdrawn the right to it (0 for never, as at etcd)
     ///
-    /// Where etcd judges by who asks, it is asked about each shared watch in this time. etcd itself looks at rights only
-    /// when a watch begins.
+    /// For users of rules and the proxy's own certificate etcd is asked about each shared watch in this time. etcd itself
+    /// looks at rights only when a watch begins, and so it is for clients with tokens of their own.
     #[arg(long, help_heading = OURS, value_name = "duration", default_value = "1m0s", value_parser = duration)]
     #[serde(serialize_with = "as_go_duration")]
     pub watch_rights_interval: Duration,

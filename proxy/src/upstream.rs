@@ -165,6 +165,8 @@ impl Upstream {
         };
         let mut tried = avoid.to_vec();
         let mut last = None;
+        // What a member that can do nothing has said; it says more than that the others were not there.
+        let mut refusal = None;
         let mut passed = 0;
         while let Some(endpoint) = self.endpoints.pick(caller.connection.number, &tried) {
             tried.push(endpoint.clone());
@@ -186,8 +188,10 @@ impl Upstream {
                         continue;
                     }
                     match trouble(&answer) {
-                        Some(Trouble::Refused) if self.is_better_elsewhere(caller, &tried) => (),
-                        Some(Trouble::Sick) if method.is_retry_safe() && self.is_better_elsewhere(caller, &tried) => (),
+                        Some(Trouble::Refused) if self.is_better_elsewhere(caller, &tried) => refusal = Some(answer),
+                        Some(Trouble::Sick) if method.is_retry_safe() && self.is_better_elsewhere(caller, &tried) => {
+                            refusal = Some(answer);
+                        }
                         Some(Trouble::Passed) if method.is_retry_safe() && passed < MAX_PASSED => {
                             passed += 1;
                             tried.truncate(avoid.len());
@@ -202,14 +206,14 @@ impl Upstream {
                 }
                 Err(Failure::Broken(reason)) => {
                     endpoint.calls(&self.metrics).failed(method, metrics::Failure::Broken);
-                    last = Some(status::broken(reason));
                     if !method.is_retry_safe() {
-                        break;
+                        return Err(status::broken(reason));
                     }
+                    last = Some(status::broken(reason));
                 }
             }
         }
-        Err(last.unwrap_or_else(status::no_endpoints))
+        refusal.ok_or_else(|| last.unwrap_or_else(status::no_endpoints))
     }
 
     /// A call to one endpoint only, for those who ask about that endpoint.

@@ -16,7 +16,7 @@ pub struct Rig {
     metrics: String,
     etcd: Etcd,
     pub direct: Etcdctl,
-    authority: Authority,
+    pub authority: Authority,
     folder: TempDir,
 }
 
@@ -76,7 +76,7 @@ pub fn rig_with(flags: &[&str]) -> Rig {
 }
 
 impl Rig {
-    fn etcdctl(&self, pair: &Pair) -> Etcdctl {
+    pub fn etcdctl(&self, pair: &Pair) -> Etcdctl {
         Etcdctl::new(Version::default(), format!("https://{}", self.proxy.address()))
             .tls(&self.authority.ca(), Some(pair))
             .flag("--command-timeout=5s")
@@ -106,8 +106,17 @@ impl Rig {
     }
 
     fn cache_hits(&self) -> f64 {
+        self.metric("etcd_grpc_proxy_cache_hits_total")
+    }
+
+    /// How many watches have ended because the right to them had.
+    pub fn withdrawn(&self) -> f64 {
+        self.metric("etcd_proxy_watches_withdrawn_total")
+    }
+
+    fn metric(&self, name: &str) -> f64 {
         let answer = http::get(&self.metrics, "/proxy/metrics").expect("metrics");
-        answer.metric("etcd_grpc_proxy_cache_hits_total").expect("it is always there")
+        answer.metric(name).expect("it is always there")
     }
 }
 
