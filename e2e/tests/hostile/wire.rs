@@ -1,5 +1,6 @@
 //! HTTP/2 spoken by hand, byte by byte, to say what no library would say.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -224,20 +225,28 @@ impl Client {
 
     /// Waits until a stream has been ended, by trailers or a reset.
     pub fn expect_stream_end(&mut self, stream: u32) -> Frame {
+        self.expect_stream_ends([stream])
+    }
+
+    /// Waits until each of these streams has been ended, in whatever order, and tells the frame that ended the last.
+    pub fn expect_stream_ends(&mut self, streams: impl IntoIterator<Item = u32>) -> Frame {
+        let mut open: BTreeSet<u32> = streams.into_iter().collect();
         loop {
             match self.hear(PATIENCE) {
                 Heard::Frame(frame)
-                    if frame.stream == stream
-                        && (frame.kind == RST_STREAM || (frame.kind <= HEADERS && frame.flags & END_STREAM != 0)) =>
+                    if frame.kind == RST_STREAM || (frame.kind <= HEADERS && frame.flags & END_STREAM != 0) =>
                 {
-                    return frame;
+                    open.remove(&frame.stream);
+                    if open.is_empty() {
+                        return frame;
+                    }
                 }
                 // A farewell without a fault lets what is open go on.
                 Heard::Frame(frame) if frame.kind == GOAWAY && frame.payload.get(4..8) != Some(&[0; 4]) => {
-                    panic!("stream {stream} does not end: {frame:?}")
+                    panic!("streams {open:?} do not end: {frame:?}")
                 }
                 Heard::Frame(_) => (),
-                other => panic!("stream {stream} does not end: {other:?}"),
+                other => panic!("streams {open:?} do not end: {other:?}"),
             }
         }
     }
