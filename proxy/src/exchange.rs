@@ -19,7 +19,7 @@ use crate::{
     admission::throttle::Throttle,
     metrics::Messages,
     rules::{
-        framing,
+        framing::Skimmer,
         status::{self, Code, Status},
     },
 };
@@ -265,11 +265,7 @@ impl Volume {
 #[derive(Default)]
 struct FrameCount {
     messages: Messages,
-    /// What has passed of the prefix of a message.
-    prefix: [u8; framing::PREFIX_LEN],
-    prefix_length: usize,
-    /// What is left of the message that is passing.
-    left: usize,
+    skimmer: Skimmer,
 }
 
 impl FrameCount {
@@ -278,23 +274,8 @@ impl FrameCount {
             return;
         }
         let mut whole = 0;
-        while !data.is_empty() {
-            if self.left > 0 {
-                let passed = self.left.min(data.len());
-                self.left -= passed;
-                data = &data[passed..];
-                continue;
-            }
-            let wanted = (framing::PREFIX_LEN - self.prefix_length).min(data.len());
-            self.prefix[self.prefix_length..self.prefix_length + wanted].copy_from_slice(&data[..wanted]);
-            self.prefix_length += wanted;
-            data = &data[wanted..];
-            if self.prefix_length == framing::PREFIX_LEN {
-                let [_, size @ ..] = self.prefix;
-                self.left = u32::from_be_bytes(size) as usize;
-                self.prefix_length = 0;
-                whole += 1;
-            }
+        while self.skimmer.next_prefix(&mut data).is_some() {
+            whole += 1;
         }
         if whole > 0 {
             self.messages.sent(whole);
@@ -319,6 +300,7 @@ pub async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::framing;
     use crate::{
         metrics::{Metrics, Observed},
         rules::methods,

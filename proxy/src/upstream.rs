@@ -36,6 +36,7 @@ pub mod examine;
 pub mod health;
 pub mod incoming;
 mod last_words;
+pub mod own_watch;
 pub mod pages;
 mod tonic_service;
 pub mod users;

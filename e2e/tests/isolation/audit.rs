@@ -7,8 +7,10 @@ use std::{
 };
 
 use etcd_proxy_e2e::process::PATIENCE;
-use etcd_proxy_e2e::{Authority, Etcd, Etcdctl, Proxy, Version};
 use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::port::Port;
 
 const RULES: &str = "
 client-identity:
@@ -36,23 +38,10 @@ fn lines(path: &Path, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
 
 #[test]
 fn who_asked_what_of_which_keys_is_written_down_and_no_value() {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let authority = Authority::new(folder.path());
-    let etcd = Etcd::start();
-    let server = authority.server("server");
-    let (config, audit) = (folder.path().join("proxy.yaml"), folder.path().join("audit.log"));
-    fs::write(&config, RULES).expect("the file can be written");
-    let mut proxy = Proxy::builder()
-        .flag(format!("--endpoints={}", etcd.endpoints()))
-        .flag(format!("--cert-file={}", server.cert.display()))
-        .flag(format!("--key-file={}", server.key.display()))
-        .flag(format!("--trusted-ca-file={}", authority.ca().display()))
-        .flag(format!("--config-file={}", config.display()))
-        .flag(format!("--audit-log={}", audit.display()))
-        .start();
-    let etcdctl = Etcdctl::new(Version::default(), format!("https://{}", proxy.address()))
-        .tls(&authority.ca(), Some(&authority.client("alice", "alice")))
-        .flag("--command-timeout=5s");
+    let log_in = |folder: &TempDir| folder.path().join("audit.log");
+    let mut port = Port::open(RULES, |folder| vec![format!("--audit-log={}", log_in(folder).display())]);
+    let audit = log_in(&port.folder);
+    let etcdctl = port.etcdctl(&port.authority.client("alice", "alice")).flag("--command-timeout=5s");
     etcdctl.ok(&["put", "k", "secret"]);
     etcdctl.ok(&["get", "k", "z"]);
     assert_ne!(etcdctl.run(&["user", "add", "bob:secret"]).code, 0);
@@ -69,8 +58,8 @@ fn who_asked_what_of_which_keys_is_written_down_and_no_value() {
     assert_eq!(of("/UserAdd")["status"], "PermissionDenied");
 
     // As logrotate does.
-    fs::rename(&audit, folder.path().join("audit.log.1")).expect("it can be moved");
-    proxy.process.signal(libc::SIGHUP);
+    fs::rename(&audit, port.folder.path().join("audit.log.1")).expect("it can be moved");
+    port.proxy.process.signal(libc::SIGHUP);
     let deadline = Instant::now() + PATIENCE;
     while !audit.exists() {
         assert!(Instant::now() < deadline, "the file was not made anew");
@@ -81,7 +70,7 @@ fn who_asked_what_of_which_keys_is_written_down_and_no_value() {
     drop(watched);
     etcdctl.ok(&["del", "last"]);
     // What was asked before the end is written before it.
-    assert_eq!(proxy.terminate(), 0);
+    assert_eq!(port.proxy.terminate(), 0);
     let last = fs::read_to_string(&audit).expect("the file is there");
     assert!(last.lines().any(|line| line.contains("DeleteRange")), "{last}");
 }

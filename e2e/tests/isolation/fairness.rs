@@ -2,7 +2,6 @@
 //! `--nocapture`; what is asserted is only that nobody is refused or lost who keeps to his limits.
 
 use std::{
-    fs,
     path::Path,
     sync::{
         Arc,
@@ -11,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_proxy_e2e::{Authority, Etcd, Pair, Proxy, grpc};
+use etcd_proxy_e2e::{Authority, Pair, Proxy, grpc};
 use etcd_proxy_proto::etcdserverpb::{PutRequest, kv_client::KvClient};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::JoinSet};
@@ -23,6 +22,8 @@ use tokio_rustls::{
     },
 };
 use tonic::{Code, transport::Channel};
+
+use crate::port::Port;
 
 /// Clients of the greedy tenant, each with one call under way at any time, and their connections.
 const GREEDY: usize = 1000;
@@ -142,32 +143,21 @@ fn greedy_clients(proxy: &Proxy, tls: Arc<ClientConfig>, greed: Arc<Greed>) {
 #[test]
 fn a_thousand_greedy_clients_do_not_keep_their_neighbour_from_being_served() {
     let seconds = std::env::var("ISOLATION_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let authority = Authority::new(folder.path());
-    let etcd = Etcd::start();
-    let server = authority.server("server");
-    let config = folder.path().join("proxy.yaml");
-    fs::write(&config, RULES).expect("the file can be written");
-    let proxy = Proxy::builder()
-        .flag(format!("--endpoints={}", etcd.endpoints()))
-        .flag(format!("--cert-file={}", server.cert.display()))
-        .flag(format!("--key-file={}", server.key.display()))
-        .flag(format!("--trusted-ca-file={}", authority.ca().display()))
-        .flag(format!("--config-file={}", config.display()))
-        .start();
-    let modest_tls = tls(&authority, &authority.client("modest", "modest"));
-    let greedy_tls = tls(&authority, &authority.client("greedy", "greedy"));
+    let port = Port::open(RULES, |_| Vec::new());
+    let Port { proxy, etcd, authority, .. } = &port;
+    let modest_tls = tls(authority, &authority.client("modest", "modest"));
+    let greedy_tls = tls(authority, &authority.client("greedy", "greedy"));
     let greed: Arc<Greed> = Arc::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let [quiet, quiet_direct, loud, loud_direct] = std::thread::scope(|scope| {
         runtime.block_on(async {
-            let modest = channel(&proxy, &modest_tls).await;
+            let modest = channel(proxy, &modest_tls).await;
             // What the greedy cost one who asks etcd itself is not the proxy's doing: they share the disk and the cores.
             let direct = grpc::channel(etcd.address()).await;
             measure(&modest, 1).await;
             let quiet = measure(&modest, seconds).await;
             let quiet_direct = measure(&direct, seconds).await;
-            scope.spawn(|| greedy_clients(&proxy, greedy_tls, greed.clone()));
+            scope.spawn(|| greedy_clients(proxy, greedy_tls, greed.clone()));
             // Until they are at it.
             while greed.refused.load(Relaxed) < GREEDY as u64 {
                 measure(&modest, 1).await;

@@ -2,7 +2,9 @@
 
 use std::{fs, process::Command};
 
-use etcd_proxy_e2e::{Authority, Etcd, Etcdctl, Pair, Process, Proxy, Version};
+use etcd_proxy_e2e::{Authority, Pair, Process, Proxy};
+
+use crate::port::Port;
 
 const RULES: &str = "
 client-identity:
@@ -23,24 +25,9 @@ client-identity:
 
 #[test]
 fn one_port_serves_many_tenants_by_what_their_certificates_say() {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let authority = Authority::new(folder.path());
-    let etcd = Etcd::start();
-    let server = authority.server("server");
-    let config = folder.path().join("proxy.yaml");
-    fs::write(&config, RULES).expect("the file can be written");
-    let proxy = Proxy::builder()
-        .flag(format!("--endpoints={}", etcd.endpoints()))
-        .flag(format!("--cert-file={}", server.cert.display()))
-        .flag(format!("--key-file={}", server.key.display()))
-        .flag(format!("--trusted-ca-file={}", authority.ca().display()))
-        .flag(format!("--config-file={}", config.display()))
-        .start();
-    let etcdctl = |pair: &Pair| {
-        Etcdctl::new(Version::default(), format!("https://{}", proxy.address()))
-            .tls(&authority.ca(), Some(pair))
-            .flag("--command-timeout=5s")
-    };
+    let port = Port::open(RULES, |_| Vec::new());
+    let Port { proxy, authority, .. } = &port;
+    let etcdctl = |pair: &Pair| port.etcdctl(pair).flag("--command-timeout=5s");
     let named = |name: &str| etcdctl(&authority.client(name, name));
 
     named("team-a").ok(&["put", "k", "of-a"]);
@@ -70,7 +57,7 @@ fn one_port_serves_many_tenants_by_what_their_certificates_say() {
     ] {
         let pair = authority.client(name, name);
         for version in ["--http1.1", "--http2"] {
-            let shown = page(&proxy, &authority, &pair, version, path);
+            let shown = page(proxy, authority, &pair, version, path);
             assert!(shown.contains(words) && (name == "admin" || !shown.contains("team-b")), "{name} {path}: {shown}");
         }
     }
@@ -83,42 +70,28 @@ fn one_port_serves_many_tenants_by_what_their_certificates_say() {
 
 #[test]
 fn rules_that_change_are_taken_over_and_who_loses_a_rule_is_cut_off() {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let authority = Authority::new(folder.path());
-    let etcd = Etcd::start();
-    let server = authority.server("server");
-    let config = folder.path().join("proxy.yaml");
-    fs::write(&config, RULES).expect("the file can be written");
-    let proxy = Proxy::builder()
-        .flag(format!("--endpoints={}", etcd.endpoints()))
-        .flag(format!("--cert-file={}", server.cert.display()))
-        .flag(format!("--key-file={}", server.key.display()))
-        .flag(format!("--trusted-ca-file={}", authority.ca().display()))
-        .flag(format!("--config-file={}", config.display()))
-        .start();
+    let port = Port::open(RULES, |_| Vec::new());
+    let Port { proxy, etcd, authority, config, .. } = &port;
     let pair = |name: &str| authority.client(name, name);
-    let etcdctl = |pair: &Pair| {
-        Etcdctl::new(Version::default(), format!("https://{}", proxy.address())).tls(&authority.ca(), Some(pair))
-    };
-    let (a, b, stranger) = (etcdctl(&pair("team-a")), etcdctl(&pair("team-b")), etcdctl(&pair("team-c-7")));
+    let [a, b, stranger] = ["team-a", "team-b", "team-c-7"].map(|name| port.etcdctl(&pair(name)));
     for (team, value) in [(&a, "of-a"), (&b, "of-b")] {
         team.ok(&["put", "k", value]);
     }
     let (of_a, of_b) = (a.spawn(&["watch", "k", "--rev=1"]), b.spawn(&["watch", "k", "--rev=1"]));
     of_a.expect_stdout("of-a");
     of_b.expect_stdout("of-b");
-    let by_json = open_watch(&proxy, &authority, &pair("team-b"));
+    let by_json = open_watch(proxy, authority, &pair("team-b"));
     by_json.expect_stdout("created");
 
     // What cannot be used changes nothing.
-    fs::write(&config, RULES.replace("api-profile: full", "api-profile: fool")).expect("the file can be written");
+    fs::write(config, RULES.replace("api-profile: full", "api-profile: fool")).expect("the file can be written");
     proxy.process.expect_stderr("the changed rules of client-identity cannot be used");
     a.ok(&["put", "k", "still-a"]);
     of_a.expect_stdout("still-a");
 
     // Team b is nobody any more, and team c is somebody, whatever follows in its name.
     let changed = RULES.replace("common-name: team-b", "common-name: 'team-c-*'");
-    fs::write(&config, changed.replace("namespace: /b/", "namespace: /c/")).expect("the file can be written");
+    fs::write(config, changed.replace("namespace: /b/", "namespace: /c/")).expect("the file can be written");
     proxy.process.expect_stderr("the rules of client-identity have changed");
     proxy.process.expect_stderr("a client is somebody else by the new rules");
     let mut by_json = by_json;
@@ -134,7 +107,7 @@ fn rules_that_change_are_taken_over_and_who_loses_a_rule_is_cut_off() {
     assert!(!of_b.stdout.text().contains("secret"), "{}", of_b.stdout.text());
 
     // And back again.
-    fs::write(&config, RULES).expect("the file can be written");
+    fs::write(config, RULES).expect("the file can be written");
     proxy.process.expect_stderr("the rules of client-identity have changed");
     assert_eq!(b.ok(&["get", "k", "--print-value-only"]), "secret");
     assert_eq!(a.ok(&["get", "k", "--print-value-only"]), "last-a");

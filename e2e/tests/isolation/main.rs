@@ -22,6 +22,7 @@ mod fairness;
 mod hostile_etcd;
 mod identities;
 mod limits;
+mod port;
 mod reading;
 mod table;
 mod tricks;

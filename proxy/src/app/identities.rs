@@ -70,9 +70,7 @@ impl Quotas {
                 .or_insert_with(|| tasks.spawn(quota::run(upstream.clone(), tenant.clone())));
         }
     }
-}
 
-impl Quotas {
     /// Goes on until it is dropped.
     pub async fn run(mut self) {
         while self.tasks.join_next().await.is_some() {}

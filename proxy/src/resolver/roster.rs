@@ -2,28 +2,24 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use etcd_proxy_proto::{
-    etcdserverpb::{
-        RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse, kv_client::KvClient, watch_request::RequestUnion,
-    },
+    etcdserverpb::{RangeRequest, WatchResponse, kv_client::KvClient},
     mvccpb::event::EventType,
 };
-use http::HeaderValue;
-use prost::Message as _;
 use tokio::sync::watch;
 
 use super::{MAX_REGISTERED, Registered};
 use crate::{
     backoff::Backoff,
-    exchange::{send_all, until},
+    exchange::until,
     rules::{
-        caller::Caller,
-        framing::{self, Decoder},
         keys::KeyRange,
         status::{self, Status},
     },
-    upstream::{OWN_CALL_TIMEOUT, Upstream},
+    upstream::{
+        OWN_CALL_TIMEOUT, Upstream,
+        own_watch::{self, OwnWatch},
+    },
 };
 
 /// Between tries to follow the prefix.
@@ -81,46 +77,13 @@ async fn follow(
     registered: &watch::Sender<Registered>,
     backoff: &mut Backoff,
 ) -> Result<Compacted, Status> {
-    let mut caller = Caller::proxy();
-    // A member that lost its leader would show nothing for as long as that lasts; it ends the stream instead.
-    caller.metadata.insert("hasleader", HeaderValue::from_static("true"));
-    let duplex = upstream.open(&caller, "/etcdserverpb.Watch/Watch", &[]).await?;
-    let pass = duplex.pass.clone();
-    let (mut send, answer) = duplex.split();
     let start_revision = registered.borrow().revision + 1;
-    // The sending half stays open: the watch lives as long as it.
-    send_all(&mut send, create(range, start_revision)).await.map_err(status::broken)?;
-    let mut answer = answer.await?;
-    let mut decoder = Decoder::new(upstream.limits().max_answer);
-    while let Some(data) = answer.body.data().await {
-        decoder.push(&data?);
-        while let Some(message) = decoder.next().map_err(status::unreadable_answer)? {
-            let response = WatchResponse::decode(message.bytes).map_err(status::unreadable_answer)?;
-            if response.compact_revision > 0 {
-                return Ok(Compacted);
-            }
-            if response.canceled {
-                if let Some(pass) = &pass {
-                    // The next try gets a fresh one.
-                    pass.is_refused(&response.cancel_reason);
-                }
-                return Err(status::broken(response.cancel_reason));
-            }
-            backoff.reset();
-            apply(registered, response);
-        }
+    let mut watch = OwnWatch::open(upstream, own_watch::request(range, start_revision)).await?;
+    while let Some(response) = watch.next().await? {
+        backoff.reset();
+        apply(registered, response);
     }
-    Err(status::broken("the watch stream ended"))
-}
-
-fn create(range: &KeyRange, start_revision: i64) -> Bytes {
-    let request = WatchCreateRequest {
-        key: range.key().clone(),
-        range_end: range.range_end(),
-        start_revision,
-        ..WatchCreateRequest::default()
-    };
-    framing::frame(&WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }.encode_to_vec())
+    Ok(Compacted)
 }
 
 fn apply(registered: &watch::Sender<Registered>, response: WatchResponse) {
@@ -143,6 +106,7 @@ fn apply(registered: &watch::Sender<Registered>, response: WatchResponse) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use etcd_proxy_proto::mvccpb::{Event, KeyValue};
 
     use super::*;

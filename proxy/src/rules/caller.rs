@@ -192,6 +192,11 @@ impl Caller {
 }
 
 impl Credentials {
+    /// Whether the caller shows etcd something of its own, by which alone it is judged.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some() || self.authorization.is_some()
+    }
+
     /// The metadata that a call made on behalf of these credentials carries.
     pub fn metadata(&self) -> HeaderMap {
         let mut metadata = HeaderMap::with_capacity(3);

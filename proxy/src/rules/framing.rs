@@ -73,6 +73,41 @@ pub fn parse_prefix(bytes: &[u8]) -> Result<Option<(bool, usize)>, FramingError>
     Ok(Some((compressed, u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize)))
 }
 
+/// Finds where messages begin in bytes that pass, wherever these are cut, and holds none of them.
+#[derive(Debug, Default)]
+pub struct Skimmer {
+    /// What has passed of the prefix of a message.
+    prefix: [u8; PREFIX_LEN],
+    prefix_length: usize,
+    /// What is left of the message that is passing.
+    left: usize,
+}
+
+impl Skimmer {
+    /// The next prefix that is whole, after which `data` goes on; none if that has ended.
+    pub fn next_prefix(&mut self, data: &mut &[u8]) -> Option<[u8; PREFIX_LEN]> {
+        while !data.is_empty() {
+            if self.left > 0 {
+                let passed = self.left.min(data.len());
+                self.left -= passed;
+                *data = &data[passed..];
+                continue;
+            }
+            let wanted = (PREFIX_LEN - self.prefix_length).min(data.len());
+            self.prefix[self.prefix_length..self.prefix_length + wanted].copy_from_slice(&data[..wanted]);
+            self.prefix_length += wanted;
+            *data = &data[wanted..];
+            if self.prefix_length == PREFIX_LEN {
+                let [_, size @ ..] = self.prefix;
+                self.left = u32::from_be_bytes(size) as usize;
+                self.prefix_length = 0;
+                return Some(self.prefix);
+            }
+        }
+        None
+    }
+}
+
 /// The length that the first message says it has, whatever its flag.
 pub fn announced(bytes: &[u8]) -> Option<usize> {
     let [_, size @ ..] = bytes.first_chunk::<PREFIX_LEN>()?;

@@ -283,10 +283,7 @@ impl Cache {
     }
 
     fn keep(&self, credentials: Credentials, loaded: entry::Loaded) {
-        let is_judged = self.config.has_certificate
-            || credentials.tenant.user.is_some()
-            || credentials.token.is_some()
-            || credentials.authorization.is_some();
+        let is_judged = self.config.has_certificate || credentials.tenant.user.is_some() || credentials.has_token();
         {
             let mut shelves = self.shelves.write().expect("nothing panics while it holds the shelves");
             let shelf = shelves.entry(credentials).or_default();

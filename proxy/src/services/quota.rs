@@ -10,27 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use etcd_proxy_proto::{
-    etcdserverpb::{
-        RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse, kv_client::KvClient, watch_request::RequestUnion,
-    },
+    etcdserverpb::{RangeRequest, WatchCreateRequest, kv_client::KvClient},
     mvccpb::{Event, KeyValue, event::EventType},
 };
-use http::HeaderValue;
-use prost::Message as _;
 
 use crate::{
     backoff::Backoff,
-    exchange::{send_all, until},
+    exchange::until,
     rules::{
-        caller::Caller,
-        framing::{self, Decoder},
         keys::{KeyRange, NUL},
         status::{self, Status},
         tenant::Tenant,
     },
-    upstream::{OWN_CALL_TIMEOUT, Upstream},
+    upstream::{
+        OWN_CALL_TIMEOUT, Upstream,
+        own_watch::{self, OwnWatch},
+    },
 };
 
 /// Between tries to follow the prefix.
@@ -135,54 +131,21 @@ async fn follow(
     next_revision: &mut i64,
     backoff: &mut Backoff,
 ) -> Result<Lost, Status> {
-    let mut caller = Caller::proxy();
-    // A member that lost its leader would show nothing for as long as that lasts; it ends the stream instead.
-    caller.metadata.insert("hasleader", HeaderValue::from_static("true"));
-    let duplex = upstream.open(&caller, "/etcdserverpb.Watch/Watch", &[]).await?;
-    let pass = duplex.pass.clone();
-    let (mut send, answer) = duplex.split();
-    // The sending half stays open: the watch lives as long as it.
-    send_all(&mut send, create(range, *next_revision)).await.map_err(status::broken)?;
-    let mut answer = answer.await?;
-    let mut decoder = Decoder::new(upstream.limits().max_answer);
-    while let Some(data) = answer.body.data().await {
-        decoder.push(&data?);
-        while let Some(message) = decoder.next().map_err(status::unreadable_answer)? {
-            let response = WatchResponse::decode(message.bytes).map_err(status::unreadable_answer)?;
-            if response.compact_revision > 0 {
-                return Ok(Lost);
-            }
-            if response.canceled {
-                if let Some(pass) = &pass {
-                    // The next try gets a fresh one.
-                    pass.is_refused(&response.cancel_reason);
-                }
-                return Err(status::broken(response.cancel_reason));
-            }
-            backoff.reset();
-            for event in &response.events {
-                let Some(change) = change(tenant, event) else { return Ok(Lost) };
-                tenant.usage.stored.keys.fetch_add(change.keys, Relaxed);
-                tenant.usage.stored.bytes.fetch_add(change.bytes, Relaxed);
-                let revision = event.kv.as_ref().map_or(0, |pair| pair.mod_revision);
-                *next_revision = (revision + 1).max(*next_revision);
-            }
+    // A response is applied whole or not at all, and one of several parts begins anew with the first, so it is asked for
+    // in one piece.
+    let request = WatchCreateRequest { prev_kv: true, ..own_watch::request(range, *next_revision) };
+    let mut watch = OwnWatch::open(upstream, request).await?;
+    while let Some(response) = watch.next().await? {
+        backoff.reset();
+        for event in &response.events {
+            let Some(change) = change(tenant, event) else { return Ok(Lost) };
+            tenant.usage.stored.keys.fetch_add(change.keys, Relaxed);
+            tenant.usage.stored.bytes.fetch_add(change.bytes, Relaxed);
+            let revision = event.kv.as_ref().map_or(0, |pair| pair.mod_revision);
+            *next_revision = (revision + 1).max(*next_revision);
         }
     }
-    Err(status::broken("the watch stream ended"))
-}
-
-/// A response is applied whole or not at all, and one of several parts begins anew with the first, so it is asked for
-/// in one piece.
-fn create(range: &KeyRange, start_revision: i64) -> Bytes {
-    let request = WatchCreateRequest {
-        key: range.key().clone(),
-        range_end: range.range_end(),
-        start_revision,
-        prev_kv: true,
-        ..WatchCreateRequest::default()
-    };
-    framing::frame(&WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }.encode_to_vec())
+    Ok(Lost)
 }
 
 /// What an event adds and takes away; none if etcd does not know any more what was there before.

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     metrics::Metrics,
     rules::{
-        framing::{self, Decoder},
+        framing::{self, Decoder, Skimmer},
         namespace::{Namespace, Shape},
         status::{self, Status},
     },
@@ -38,33 +38,19 @@ impl Strip<'_> {
 /// Holds passing messages to the limit without holding the messages.
 pub(super) struct SizeCheck {
     limit: usize,
-    /// What is left of the message that is passing.
-    left: usize,
-    prefix: Vec<u8>,
+    skimmer: Skimmer,
 }
 
 impl SizeCheck {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, left: 0, prefix: Vec::with_capacity(framing::PREFIX_LEN) }
+        Self { limit, skimmer: Skimmer::default() }
     }
 
     pub(super) fn pass(&mut self, mut data: &[u8]) -> Result<(), Status> {
-        while !data.is_empty() {
-            if self.left > 0 {
-                let passed = self.left.min(data.len());
-                self.left -= passed;
-                data = &data[passed..];
-                continue;
-            }
-            let wanted = (framing::PREFIX_LEN - self.prefix.len()).min(data.len());
-            self.prefix.extend_from_slice(&data[..wanted]);
-            data = &data[wanted..];
-            if let Some((_, size)) = framing::parse_prefix(&self.prefix).map_err(status::unreadable_answer)? {
-                if size > self.limit {
-                    return Err(status::message_too_large(size, self.limit));
-                }
-                self.left = size;
-                self.prefix.clear();
+        while let Some(prefix) = self.skimmer.next_prefix(&mut data) {
+            let announced = framing::parse_prefix(&prefix).map_err(status::unreadable_answer)?;
+            if let Some((_, size)) = announced.filter(|(_, size)| *size > self.limit) {
+                return Err(status::message_too_large(size, self.limit));
             }
         }
         Ok(())

@@ -2,29 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use etcd_proxy_proto::{
-    etcdserverpb::{
-        WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
-    },
-    mvccpb::event::EventType,
-};
-use http::HeaderValue;
-use prost::Message as _;
+use etcd_proxy_proto::{etcdserverpb::WatchResponse, mvccpb::event::EventType};
 use tokio::time::timeout;
 
 use super::table::Table;
 use crate::{
     backoff::Backoff,
-    exchange::send_all,
     rules::{
-        caller::Caller,
-        framing::{self, Decoder},
-        keys::KeyRange,
         leasing::{Prefix, REVOKE},
         status::{self, Status},
     },
-    upstream::{Answer, Upstream, endpoint::Endpoint},
+    upstream::{
+        Upstream,
+        endpoint::Endpoint,
+        own_watch::{self, Opening},
+    },
 };
 
 /// Between tries to open the watch again.
@@ -62,32 +54,23 @@ async fn follow(
     backoff: &mut Backoff,
     avoid: &mut Vec<Arc<Endpoint>>,
 ) -> Result<Missed, Status> {
-    let mut caller = Caller::proxy();
-    // A member that lost its leader would show nothing for as long as that lasts; it ends the stream instead.
-    caller.metadata.insert("hasleader", HeaderValue::from_static("true"));
     let avoided = std::mem::take(avoid);
-    let opening = upstream.open(&caller, "/etcdserverpb.Watch/Watch", &avoided);
-    let duplex = timeout(ANSWER_WITHIN, opening).await.map_err(|_| status::broken("a watch that does not open"))??;
-    let endpoint = duplex.endpoint.clone();
-    let (mut send, answer) = duplex.split();
+    let opening = timeout(ANSWER_WITHIN, Opening::new(upstream, &avoided));
+    let opening = opening.await.map_err(|_| status::broken("a watch that does not open"))??;
+    let endpoint = opening.endpoint().clone();
     let silent = || status::broken(format!("{} does not answer", endpoint.name));
-    let beginning = async {
-        // The sending half stays open: the watch lives as long as it.
-        send_all(&mut send, create(&prefix.all_stored(), *next_revision)).await.map_err(status::broken)?;
-        answer.await
-    };
-    let mut answer = match timeout(ANSWER_WITHIN, beginning).await {
-        Ok(answer) => answer?,
+    let beginning = opening.create(own_watch::request(&prefix.all_stored(), *next_revision));
+    let mut watch = match timeout(ANSWER_WITHIN, beginning).await {
+        Ok(watch) => watch?,
         Err(_) => {
             avoid.push(endpoint.clone());
             return Err(silent());
         }
     };
-    let mut decoder = Decoder::new(upstream.limits().max_answer);
     let mut asked = false;
     loop {
         let patience = if asked { ANSWER_WITHIN } else { ASK_EVERY };
-        match timeout(patience, next(&mut answer, &mut decoder)).await {
+        match timeout(patience, watch.response()).await {
             Ok(response) => {
                 let response = response?;
                 asked = false;
@@ -106,20 +89,8 @@ async fn follow(
             }
             Err(_) => {
                 asked = true;
-                send_all(&mut send, ask_progress()).await.map_err(status::broken)?;
+                watch.ask_progress().await?;
             }
-        }
-    }
-}
-
-async fn next(answer: &mut Answer, decoder: &mut Decoder) -> Result<WatchResponse, Status> {
-    loop {
-        if let Some(message) = decoder.next().map_err(status::unreadable_answer)? {
-            return WatchResponse::decode(message.bytes).map_err(status::unreadable_answer);
-        }
-        match answer.body.data().await {
-            Some(data) => decoder.push(&data?),
-            None => return Err(status::broken("the watch stream ended")),
         }
     }
 }
@@ -141,22 +112,4 @@ fn apply(prefix: &Prefix, table: &Table, next_revision: &mut i64, response: Watc
     {
         *next_revision = (*next_revision).max(header.revision + 1);
     }
-}
-
-fn create(range: &KeyRange, start_revision: i64) -> Bytes {
-    let request = WatchCreateRequest {
-        key: range.key().clone(),
-        range_end: range.range_end(),
-        start_revision,
-        ..WatchCreateRequest::default()
-    };
-    framed(RequestUnion::CreateRequest(request))
-}
-
-fn ask_progress() -> Bytes {
-    framed(RequestUnion::ProgressRequest(WatchProgressRequest {}))
-}
-
-fn framed(request: RequestUnion) -> Bytes {
-    framing::frame(&WatchRequest { request_union: Some(request) }.encode_to_vec())
 }

@@ -89,8 +89,8 @@ impl Feed {
         // Bounded by what sessions may ask at a time, and each of those is bounded by flow control on its stream.
         let (commands, received) = mpsc::unbounded_channel();
         let (failure, failed) = watch::channel(None);
-        let parts_rights = parts.rights_interval;
         let task = Task {
+            rights: Rights::new(parts.rights_interval),
             parts,
             duty,
             commands: received,
@@ -99,7 +99,6 @@ impl Feed {
             probes: HashMap::new(),
             progress: Progress::default(),
             has_fresh_pass: false,
-            rights: Rights::new(parts_rights),
         };
         tokio::spawn(task.run());
         Self { commands, failed }

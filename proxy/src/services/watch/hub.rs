@@ -149,8 +149,7 @@ impl Hub {
         feeds.retain(|_, feed| feed.strong_count() > 0);
         // A token of the client's own is left to the client: etcd renews one that it keeps each time it is shown, so it
         // would never run out, and takes a JSON Web Token no more after any change of rights, whosever they are.
-        let has_token = credentials.token.is_some() || credentials.authorization.is_some();
-        let is_judged = !has_token && (self.config.has_certificate || caller.user().is_some());
+        let is_judged = !credentials.has_token() && (self.config.has_certificate || caller.user().is_some());
         let parts = Parts {
             upstream: self.upstream.clone(),
             caller: Caller { connection: caller.connection.clone(), metadata: credentials.metadata() },
