@@ -1,5 +1,6 @@
 //! What clients notice of etcd members that die, hang, lose each other or come back: as little as can be.
 
+mod busy;
 mod choice;
 mod load;
 mod raw;

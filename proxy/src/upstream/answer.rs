@@ -41,7 +41,7 @@ pub struct Body {
     first: Option<Bytes>,
     /// What a call was begun with whose end nobody waits for before its answer is handed on.
     pass: Option<Pass>,
-    _place: Place,
+    place: Place,
 }
 
 /// The one message of a unary answer.
@@ -160,7 +160,7 @@ fn unframe_one(body: Bytes) -> Result<Option<Bytes>, Status> {
 
 impl Body {
     pub(super) fn new(stream: RecvStream, place: Place, pass: Option<Pass>) -> Self {
-        Self { stream, first: None, pass, _place: place }
+        Self { stream, first: None, pass, place }
     }
 
     /// The next piece of the answer; etcd may send more as soon as it is taken.
@@ -181,6 +181,7 @@ impl Body {
                 None => return Poll::Ready(None),
             },
         };
+        self.place.note_heard();
         // It fails only for a stream that is gone, which the next poll reports.
         let _ = self.stream.flow_control().release_capacity(data.len());
         Poll::Ready(Some(Ok(data)))

@@ -102,14 +102,38 @@ pub struct Link {
     shared: Arc<LinkState>,
 }
 
-#[derive(Default)]
 struct LinkState {
+    endpoint: Arc<Endpoint>,
     calls: AtomicUsize,
     closed: AtomicBool,
+    /// Whether any answer has come since this was last taken back.
+    heard: AtomicBool,
+}
+
+impl LinkState {
+    fn of(endpoint: Arc<Endpoint>) -> Arc<Self> {
+        Arc::new(Self {
+            endpoint,
+            calls: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+        })
+    }
 }
 
 /// Holds a call's place on a connection until the call ends.
 pub struct Place(Arc<LinkState>);
+
+impl Place {
+    /// Notes that something of an answer has come: whoever is slow to answer a ping or a health check is not gone.
+    pub fn note_heard(&self) {
+        // It is nearly always noted already, and a store would take the line from all other cores.
+        if !self.0.heard.load(Ordering::Relaxed) {
+            self.0.heard.store(true, Ordering::Relaxed);
+        }
+        self.0.endpoint.note_heard();
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -184,10 +208,10 @@ async fn dial_and_keep(channels: Channels, endpoint: Arc<Endpoint>) -> Result<Li
     per_endpoint.dialing = None;
     match dialled {
         Ok((send, connection, ping_pong)) => {
-            let link = Link { send, shared: Arc::default() };
+            let link = Link { send, shared: LinkState::of(endpoint) };
             per_endpoint.open.push(link.clone());
             drop(by_endpoint);
-            tokio::spawn(drive(connection, ping_pong, link.shared.clone(), endpoint, channels));
+            tokio::spawn(drive(connection, ping_pong, link.shared.clone(), channels));
             Ok(link)
         }
         Err(error) => {
@@ -201,13 +225,8 @@ async fn dial_and_keep(channels: Channels, endpoint: Arc<Endpoint>) -> Result<Li
 }
 
 /// Runs a connection until it ends, its peer stops answering pings, or its endpoint is found unreachable.
-async fn drive(
-    mut connection: BoxedConnection,
-    ping_pong: h2::PingPong,
-    state: Arc<LinkState>,
-    endpoint: Arc<Endpoint>,
-    channels: Channels,
-) {
+async fn drive(mut connection: BoxedConnection, ping_pong: h2::PingPong, state: Arc<LinkState>, channels: Channels) {
+    let endpoint = &state.endpoint;
     let outcome = tokio::select! {
         ended = &mut connection => ended.map_err(|error| error.to_string()),
         () = keepalive(ping_pong, &channels.config, &state) => {
@@ -215,7 +234,7 @@ async fn drive(
             endpoint.note(State::Unreachable);
             Err("keepalive ping was not answered".to_owned())
         }
-        () = turned_unreachable(&endpoint) => Err("endpoint is unreachable".to_owned()),
+        () = turned_unreachable(endpoint) => Err("endpoint is unreachable".to_owned()),
     };
     state.closed.store(true, Ordering::Relaxed);
     if let Err(reason) = outcome {
@@ -242,7 +261,7 @@ async fn turned_unreachable(endpoint: &Endpoint) {
     std::future::pending().await
 }
 
-/// Returns when the peer leaves a ping unanswered.
+/// Returns when the peer leaves a ping unanswered and says nothing else meanwhile.
 async fn keepalive(mut ping_pong: h2::PingPong, config: &Config, state: &LinkState) {
     if config.keepalive_time.is_zero() {
         return std::future::pending().await;
@@ -252,9 +271,17 @@ async fn keepalive(mut ping_pong: h2::PingPong, config: &Config, state: &LinkSta
         if state.calls.load(Ordering::Relaxed) == 0 && !config.keepalive_without_stream {
             continue;
         }
-        let pong = tokio::time::timeout(config.keepalive_timeout, ping_pong.ping(h2::Ping::opaque())).await;
-        if !matches!(pong, Ok(Ok(_))) {
-            return;
+        state.heard.store(false, Ordering::Relaxed);
+        let pong = ping_pong.ping(h2::Ping::opaque());
+        tokio::pin!(pong);
+        loop {
+            match tokio::time::timeout(config.keepalive_timeout, &mut pong).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(_)) => return,
+                // A pong comes behind what was on its way before it, and that may be much.
+                Err(_) if state.heard.swap(false, Ordering::Relaxed) => (),
+                Err(_) => return,
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -27,6 +27,8 @@ pub struct Endpoint {
     state: watch::Sender<State>,
     /// The id of the member behind it, as that has told in its answers; zero before the first.
     member: AtomicU64,
+    /// Whether any answer has come from it since this was last taken back.
+    heard: AtomicBool,
     /// Made at its first call.
     calls: OnceLock<Arc<EndpointCalls>>,
 }
@@ -142,6 +144,7 @@ impl Endpoint {
             security,
             state: watch::Sender::new(State::Untried),
             member: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
             calls: OnceLock::new(),
         }))
     }
@@ -164,6 +167,18 @@ impl Endpoint {
         if self.member.load(Ordering::Relaxed) != member {
             self.member.store(member, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that something of an answer has come from it.
+    pub fn note_heard(&self) {
+        if !self.heard.load(Ordering::Relaxed) {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether anything has come from it since this was last asked.
+    pub fn take_heard(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
     }
 
     pub fn state(&self) -> State {

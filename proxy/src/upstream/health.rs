@@ -3,6 +3,7 @@
 //! One question tells all: `grpc.health.v1.Health/Check` with `hasleader`. It needs no rights, and a member without a
 //! leader, a learner and one that is defragmenting each refuse it in words of their own. A member that has stopped
 //! answering, as behind a network that drops packets, fails it by time, and what waits on its connections is set free.
+//! One that is only slow to answer, since it or this machine is busy, is still heard on other calls, and these go on.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -32,7 +33,7 @@ pub struct Config {
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 /// How soon an endpoint that does not serve is asked again; grows to the interval.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
-/// A single slow answer may be a pause of the machine; the second in a row is a member to leave.
+/// A single slow answer may be a pause of the machine; the second in a row, with nothing heard, is a member to leave.
 const TIMEOUTS_UNTIL_UNREACHABLE: u32 = 2;
 
 /// Watches over every endpoint, also those that discovery adds, until it is dropped.
@@ -83,13 +84,14 @@ async fn ask_for_ever(upstream: Upstream, endpoint: Arc<Endpoint>, config: Confi
     let mut timeouts = 0;
     let mut state = endpoint.watch_state();
     loop {
+        endpoint.take_heard();
         let found = match tokio::time::timeout(config.timeout, ask(&upstream, &endpoint)).await {
             Ok(found) => {
                 timeouts = 0;
                 found
             }
             Err(_) => {
-                timeouts += 1;
+                timeouts = if endpoint.take_heard() { 0 } else { timeouts + 1 };
                 if timeouts >= TIMEOUTS_UNTIL_UNREACHABLE { State::Unreachable } else { endpoint.state() }
             }
         };
