@@ -4,6 +4,7 @@
 //! `docs/flags.md` and the start-up log are all read off it, so a flag is added in one place.
 
 mod check;
+mod command_line;
 mod commands;
 mod environment;
 mod file;
@@ -25,6 +26,7 @@ mod tenancy;
 mod tests;
 pub mod tools;
 mod user;
+mod values;
 
 pub use check::{MetricsUrl, metrics_urls};
 pub use environment::{env_name, process_env};
@@ -36,15 +38,20 @@ pub use refusal::Refusal;
 pub use tenancy::{AuditFlags, COMPACTIONS, PROFILES, TenancyFlags};
 pub use user::UserFlags;
 
+use command_line::{command_line, without_userinfo};
+use values::{
+    as_go_duration, as_level, as_text, duration, log_format, log_level, max_concurrent_streams, max_recv_bytes,
+    max_send_bytes, path, ping_timeout, uint32, uint64,
+};
+
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgAction, CommandFactory, Parser};
-use serde::{Serialize, Serializer};
-use serde_json::Value;
+use clap::{ArgAction, Parser};
+use serde::Serialize;
 
 use crate::go;
 
@@ -448,119 +455,4 @@ impl parse::Settings for Flags {
     fn lists(&mut self) -> Vec<(&'static str, &mut Vec<String>)> {
         vec![("endpoints", &mut self.endpoints), ("metrics-addr", &mut self.metrics_addr)]
     }
-}
-
-/// All flags of a command with their values, as a shell reads them.
-fn command_line<F: CommandFactory + Serialize>(flags: &F) -> String {
-    let values = serde_json::to_value(flags).expect("a struct of texts, numbers and lists has a JSON form");
-    let names = F::command();
-    let names = names.get_arguments().filter_map(|flag| flag.get_long());
-    names.map(|name| format!("--{name}={}", shell_word(&plain(&values[name])))).collect::<Vec<_>>().join(" ")
-}
-
-/// A value as its flag is given it.
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(items) => {
-            let items: Vec<String> = items.iter().map(plain).collect();
-            let simple = !items.is_empty()
-                && items.iter().all(|item| !item.is_empty() && !item.contains([',', '"', '\n', '\r']));
-            if simple { items.join(",") } else { go::write_csv(&items) }
-        }
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
-}
-
-fn shell_word(text: &str) -> String {
-    let simple = |c: char| c.is_alphanumeric() || "-_./:,@%+=".contains(c);
-    if text.chars().all(simple) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
-
-fn without_userinfo(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (&url[..scheme.len() + 3], rest));
-    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
-    match authority.rfind('@') {
-        Some(at) => format!("{scheme}***{}", &rest[at..]),
-        None => url.to_owned(),
-    }
-}
-
-// === the types of values ===
-
-/// A duration below zero means what zero means, as etcd compares with `> 0` throughout; the parser warns about it.
-fn duration(text: &str) -> Result<Duration, String> {
-    let nanos = go::parse_duration(text)?;
-    Ok(Duration::from_nanos(u64::try_from(nanos).unwrap_or(0)))
-}
-
-/// Zero is gRPC's own default in Go, both in its server and its client: no answer could come within no time.
-fn ping_timeout(text: &str) -> Result<Duration, String> {
-    const GRPC_DEFAULT: Duration = Duration::from_secs(20);
-    duration(text).map(|timeout| if timeout.is_zero() { GRPC_DEFAULT } else { timeout })
-}
-
-fn uint32(text: &str) -> Result<u32, String> {
-    let value = go::parse_uint(text, go::Bits::B32)?;
-    u32::try_from(value).map_err(|error| error.to_string())
-}
-
-fn uint64(text: &str) -> Result<u64, String> {
-    go::parse_uint(text, go::Bits::B64)
-}
-
-/// Zero and less leave the limit to etcd's own client, which has this one.
-fn max_send_bytes(text: &str) -> Result<u64, String> {
-    const CLIENT_DEFAULT: u64 = 2 * 1024 * 1024;
-    Ok(positive(go::parse_int(text)?).unwrap_or(CLIENT_DEFAULT))
-}
-
-/// Zero and less leave the limit to etcd's own client, which has this one.
-fn max_recv_bytes(text: &str) -> Result<u64, String> {
-    const CLIENT_DEFAULT: u64 = i32::MAX as u64;
-    Ok(positive(go::parse_int(text)?).unwrap_or(CLIENT_DEFAULT))
-}
-
-fn positive(value: i64) -> Option<u64> {
-    u64::try_from(value).ok().filter(|value| *value > 0)
-}
-
-/// Zero means no limit, as it does to a gRPC server in Go.
-fn max_concurrent_streams(text: &str) -> Result<u32, String> {
-    uint32(text).map(|streams| if streams == 0 { u32::MAX } else { streams })
-}
-
-fn path() -> impl TypedValueParser<Value = Option<PathBuf>> {
-    OsStringValueParser::new().map(|text| if text.is_empty() { None } else { Some(PathBuf::from(text)) })
-}
-
-fn log_level(text: &str) -> Result<tracing::Level, String> {
-    match text {
-        "debug" => Ok(tracing::Level::DEBUG),
-        "info" => Ok(tracing::Level::INFO),
-        "warn" => Ok(tracing::Level::WARN),
-        "error" => Ok(tracing::Level::ERROR),
-        _ => Err("must be one of: debug, info, warn, error".to_owned()),
-    }
-}
-
-fn log_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "json" => Ok(LogFormat::Json),
-        "text" => Ok(LogFormat::Text),
-        _ => Err("must be one of: json, text".to_owned()),
-    }
-}
-
-fn as_go_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&go::format_duration(*duration))
-}
-
-fn as_text<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&String::from_utf8_lossy(bytes))
-}
-
-fn as_level<S: Serializer>(level: &tracing::Level, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&level.as_str().to_ascii_lowercase())
 }
