@@ -1,6 +1,10 @@
 //! The table of metrics and what is exposed are the same, and the page about them is current.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use prometheus::proto::MetricType;
 
