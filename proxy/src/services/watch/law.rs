@@ -20,6 +20,7 @@ use super::{
 };
 use crate::rules::{framing::Decoder, keys::KeyRange, namespace::Namespace};
 
+mod kept;
 mod sharing;
 
 /// The prefix that a client must never see.

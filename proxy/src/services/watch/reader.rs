@@ -34,7 +34,8 @@ pub struct Reader {
     feed: Arc<LiveFeed>,
     /// With the namespace.
     range: KeyRange,
-    seat: Seat,
+    /// In that log; none while it is between two, so that it never gives up another reader's seat in the next one.
+    seat: Option<Seat>,
     /// The first revision whose events have not been read.
     next_revision: i64,
 }
@@ -44,15 +45,17 @@ pub async fn open(hub: &Arc<Hub>, caller: &Caller, range: KeyRange) -> Result<Op
     let feed = hub.feed(caller);
     let wanted = Wanted { range: range.clone(), start_revision: 0, prev_kv: false };
     match hub.join(&feed, &wanted).await {
-        Ok(joined) => {
-            let covered = joined.live.log.resume_revision() - 1;
-            Ok(Opened { live: joined.live, feed, range, covered })
-        }
+        Ok(joined) => Ok(Opened::new(joined.live, feed, range)),
         Err(JoinError::Refused(_) | JoinError::Lost) => Err(Lost),
     }
 }
 
 impl Opened {
+    pub(super) fn new(live: LogUse, feed: Arc<LiveFeed>, range: KeyRange) -> Self {
+        let covered = live.log.resume_revision() - 1;
+        Self { live, feed, range, covered }
+    }
+
     /// Reads what comes after `revision`, which etcd has told since the watch was opened. Were it older than what the
     /// watch had covered by then, the store would have gone back, and the watch would be of what it was before.
     pub fn after(self, revision: i64) -> Result<Reader, Lost> {
@@ -60,7 +63,7 @@ impl Opened {
         if revision < covered {
             return Err(Lost);
         }
-        let seat = subscribe(&live, revision + 1)?;
+        let seat = Some(subscribe(&live, revision + 1)?);
         Ok(Reader { live, feed, range, seat, next_revision: revision + 1 })
     }
 }
@@ -78,7 +81,8 @@ impl Reader {
         // Asked first: whatever it covers is in the log by now.
         let covered = self.live.log.resume_revision() - 1;
         loop {
-            match self.live.log.read(self.seat) {
+            let Some(seat) = self.seat else { return Err(Lost) };
+            match self.live.log.read(seat) {
                 Read::Batch(batch) => {
                     for event in &batch.events {
                         let is_ours = self.live.part.as_ref().is_none_or(|part| part.contains(batch.key(event)));
@@ -94,13 +98,19 @@ impl Reader {
                 }
                 // Another log serves this range now.
                 Read::Ended(End::Continue { next_revision }) => {
-                    self.live.log.unsubscribe(self.seat);
+                    self.leave();
                     self.live.look_again();
                     self.next_revision = self.next_revision.max(next_revision);
-                    self.seat = subscribe(&self.live, self.next_revision)?;
+                    self.seat = Some(subscribe(&self.live, self.next_revision)?);
                 }
                 Read::Fallen { .. } | Read::Ended(_) => return Err(Lost),
             }
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some(seat) = self.seat.take() {
+            self.live.log.unsubscribe(seat);
         }
     }
 
@@ -117,7 +127,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.live.log.unsubscribe(self.seat);
+        self.leave();
     }
 }
 

@@ -18,9 +18,12 @@ use super::{
         inbox::Inbox,
         live::{LiveFeed, LogUse, Settings},
         log::{Budget, End, Read, Refused, Seat, Subscriber},
+        reader::Opened,
         sayings::Sayings,
     },
-    ID, PREFIX, Store, events_of, stores, wishes,
+    ID, PREFIX, Store, events_of,
+    kept::Kept,
+    stores, wishes,
 };
 use crate::{
     metrics::Metrics,
@@ -51,6 +54,10 @@ enum Step {
     },
     Leave(usize),
     Read(usize, usize),
+    Keep {
+        range: usize,
+    },
+    Look(usize),
     Break,
     Compact(i64),
     Settle,
@@ -66,6 +73,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(range, start, wishes)| Step::Join { range, start, wishes }),
         1 => (0_usize..20).prop_map(Step::Leave),
         4 => (0_usize..20, 1_usize..4).prop_map(|(reader, batches)| Step::Read(reader, batches)),
+        2 => (0_usize..RANGES.len()).prop_map(|range| Step::Keep { range }),
+        2 => (0_usize..20).prop_map(Step::Look),
         1 => Just(Step::Break),
         1 => (0_i64..45).prop_map(Step::Compact),
         3 => Just(Step::Settle),
@@ -266,6 +275,7 @@ struct World {
     sayings: Sayings,
     feed: Arc<LiveFeed>,
     clients: Vec<Client>,
+    kept: Vec<Kept>,
 }
 
 impl World {
@@ -299,7 +309,7 @@ impl World {
         let feed = LiveFeed::with(feed, Parts { upstream, caller, metrics, rights_interval: None }, settings);
         let watches = Vec::new();
         let etcd = Etcd { store, current: 1, compacted: 0, refuses_prefixes, commands, watches };
-        Self { etcd, sayings: Sayings::default(), feed, clients: Vec::new() }
+        Self { etcd, sayings: Sayings::default(), feed, clients: Vec::new(), kept: Vec::new() }
     }
 
     fn take(&mut self, step: Step) {
@@ -320,6 +330,8 @@ impl World {
                     }
                 }
             }
+            Step::Keep { range } => self.keep(range),
+            Step::Look(number) => self.look(number),
             Step::Break => self.etcd.watches.iter_mut().for_each(|watch| watch.next = None),
             Step::Compact(revision) => {
                 self.etcd.compacted = self.etcd.compacted.max(revision.min(self.etcd.current));
@@ -336,23 +348,41 @@ impl World {
     }
 
     /// As the hub does it.
-    fn join(&mut self, range: usize, start: i64, wishes: Wishes) {
+    fn log(&mut self, range: usize, start_revision: i64, prev_kv: bool) -> Option<(LogUse, KeyRange)> {
         let (key, end) = RANGES[range];
         let own = KeyRange::of_watch(key.into(), end.into());
         let range = Namespace::new(PREFIX).prefix_range(&own);
         if self.etcd.refuses_prefixes && range.key().ends_with(b"/") {
-            return;
+            return None;
         }
-        let wanted = Wanted { range: range.clone(), start_revision: start, prev_kv: wishes.prev_kv };
-        let live = loop {
+        let wanted = Wanted { range: range.clone(), start_revision, prev_kv };
+        loop {
             let (live, _) = self.feed.log(&wanted, self.etcd.current, true);
             self.etcd.obey();
             self.etcd.answer();
             if !live.log.has_ended() || live.part.is_none() {
-                break live;
+                return Some((live, range));
             }
             live.note_refused();
-        };
+        }
+    }
+
+    /// As the cache does it.
+    fn keep(&mut self, range: usize) {
+        let Some((live, range)) = self.log(range, 0, false) else { return };
+        self.kept.extend(Kept::new(Opened::new(live, self.feed.clone(), range), self.etcd.current));
+    }
+
+    fn look(&mut self, number: usize) {
+        if let Some(kept) = self.kept.get_mut(number)
+            && kept.look(&self.etcd.store).is_none()
+        {
+            self.kept.swap_remove(number);
+        }
+    }
+
+    fn join(&mut self, range: usize, start: i64, wishes: Wishes) {
+        let Some((live, range)) = self.log(range, start, wishes.prev_kv) else { return };
         let start = if start == 0 { self.etcd.current + 1 } else { start };
         let cursor = Cursor { watch_id: ID, next_revision: start, wishes, part: None };
         let (source, out) = (Source::CatchUp, BytesMut::new());
@@ -373,6 +403,8 @@ impl World {
             }
             self.etcd.progress();
             let mut is_busy = false;
+            self.kept.retain_mut(|kept| kept.look(&self.etcd.store).is_some());
+            self.etcd.obey();
             for client in &mut self.clients {
                 while client.read(&self.etcd, &mut self.sayings) {
                     is_busy = true;
@@ -408,6 +440,9 @@ proptest! {
             world.take(step);
         }
         world.come_to_rest();
+        for kept in &mut world.kept {
+            prop_assert_eq!(kept.look(&world.etcd.store), Some(world.etcd.current));
+        }
         for client in &world.clients {
             client.check(&world.etcd.store, world.etcd.current)?;
         }
@@ -419,6 +454,7 @@ proptest! {
             prop_assert!(covered.is_none(), "{:?} stands beside {:?}", one.opening.range, covered.map(|c| &c.opening.range));
         }
         world.clients.clear();
+        world.kept.clear();
         world.etcd.obey();
         let left: Vec<_> = world.etcd.watches.iter().map(|watch| &watch.opening.range).collect();
         prop_assert!(left.len() <= 2, "nobody reads any more, and yet there are {left:?}");
