@@ -33,6 +33,7 @@ mod query;
 mod ready;
 pub mod status;
 
+pub use health::Checks;
 use query::Query;
 
 /// Serves the HTTP paths; cheap to clone.
@@ -53,6 +54,8 @@ pub struct Watched {
     /// Who is registered, if this proxy is.
     pub registered: Option<watch::Receiver<Registered>>,
     pub identity: Identity,
+    /// Those of health that are under way.
+    pub checks: Checks,
 }
 
 /// What tells this process from others.
@@ -95,8 +98,8 @@ impl Admin {
         match path.as_str() {
             _ if !self.has(&path) => not_found(&path),
             _ if !is_read => method_not_allowed("GET, HEAD"),
-            "/health" => self.health(health::of_etcd(&self.router, &query).await),
-            "/proxy/health" => self.health(health::of_proxy(&self.router).await),
+            "/health" => self.health(health::of_etcd(&self.watched.checks, &self.router, &query).await),
+            "/proxy/health" => self.health(health::of_proxy(&self.watched.checks, &self.router).await),
             "/metrics" => members::metrics(&self.router.upstream).await,
             "/version" => members::version(&self.router.upstream).await,
             "/proxy/metrics" => self.metrics(),

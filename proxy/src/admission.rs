@@ -16,6 +16,7 @@ use crate::rules::{
 
 pub mod gate;
 pub mod memory;
+pub mod shares;
 pub mod throttle;
 
 /// How long a refused call is kept waiting for its refusal, so that a client that does not wait as it is told cannot

@@ -15,8 +15,12 @@ use tokio::{
 };
 
 use crate::{
-    admin::{Admin, Identity, Place, Watched},
-    admission::{gate::Gate, memory::Memory},
+    admin::{Admin, Checks, Identity, Place, Watched},
+    admission::{
+        gate::{self, Gate},
+        memory::Memory,
+        shares::Shares,
+    },
     audit::{self, AuditLog},
     drain::{self, Trigger},
     go,
@@ -83,8 +87,8 @@ pub struct Config {
     pub users: Vec<users::Config>,
     /// Where who asked what is written, if it is.
     pub audit: Option<audit::Config>,
-    /// Requests under way at etcd, dealt out fairly if there are several tenants; zero is without a limit.
-    pub max_upstream_requests: usize,
+    /// How requests under way at etcd are dealt out if there are several tenants.
+    pub gate: gate::Config,
     /// What large answers may take of memory together; zero is without a limit.
     pub max_answer_memory: usize,
     pub watch: hub::Config,
@@ -174,9 +178,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let channel = Arc::new(config.channel.clone());
     let users = Users::new(config.users, &metrics);
     let all_tenants = config.tenants.all();
+    let shares = Arc::new(Shares::default());
+    shares.serve(&all_tenants);
     let memory = Memory::leaked(config.max_answer_memory);
     memory.inspect(|memory| memory.serve(&all_tenants));
-    let gate = Gate::new(config.max_upstream_requests, &all_tenants, config.reread.is_some());
+    let gate = Gate::new(config.gate, &all_tenants, config.reread.is_some(), metrics.upstream_limit.clone());
     let upstream = Upstream::new(endpoints.clone(), channel.clone(), users.clone(), config.limits, metrics.clone())
         .shared(gate.clone(), memory);
     let (trigger, watcher) = drain::channel();
@@ -199,8 +205,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
     let cluster = Cluster::new(config.advertised.map(|this| Advertised { this, registered: registered.clone() }));
 
-    let hub = Hub::new(upstream.clone(), metrics.clone(), config.watch, watcher.observer());
-    let cache = Cache::new(hub.clone(), metrics.clone(), config.cache);
+    let hub = Hub::new(upstream.clone(), metrics.clone(), config.watch, &shares, watcher.observer());
+    let cache = Cache::new(hub.clone(), metrics.clone(), config.cache, shares.clone());
     let keepalives = Arc::new(KeepAlives::new(upstream.clone(), metrics.clone(), watcher.observer()));
     let leases = Leases::default();
     let leasing = config.leasing.map(|leasing| {
@@ -216,8 +222,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (tenants_sender, tenants) = watch::channel(config.tenants.clone());
     match config.reread {
         Some(reread) => {
-            let keeper =
-                Keeper { reread, tenants: tenants_sender, users, gate, memory, quotas, metrics: metrics.clone() };
+            let keeper = Keeper {
+                reread,
+                tenants: tenants_sender,
+                users,
+                gate,
+                memory,
+                shares,
+                quotas,
+                metrics: metrics.clone(),
+            };
             tasks.push(tokio::spawn(keeper.run()));
         }
         None => tasks.push(tokio::spawn(quotas.run())),
@@ -229,6 +243,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         client_tls: config.channel.tls.clone(),
         profiles: config.profiles,
         registered: registered.clone(),
+        checks: Checks::default(),
         identity: Identity { name: config.machine, listen_address: address.to_string(), started: SystemTime::now() },
     });
     if config.profiles {

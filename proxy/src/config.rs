@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    admission::gate,
     app, audit,
     flags::{self, Flags, MetricsUrl, Refusal},
     gateway,
@@ -90,7 +91,10 @@ pub fn configure(flags: &Flags) -> Result<app::Config, ConfigError> {
         reread,
         users,
         audit: flags.audit.audit_log.clone().map(|path| audit::Config { path, sample: flags.audit.audit_sample }),
-        max_upstream_requests: usize::try_from(flags.tenant_limits.max_upstream_requests).unwrap_or(usize::MAX),
+        gate: gate::Config {
+            most: usize::try_from(flags.tenant_limits.max_upstream_requests).unwrap_or(usize::MAX),
+            max_slowdown: flags.tenant_limits.max_upstream_slowdown,
+        },
         max_answer_memory: usize::try_from(flags.tenant_limits.max_answer_memory).unwrap_or(usize::MAX),
         cache: cache::Config {
             max_bytes: usize::try_from(flags.cache_bytes).unwrap_or(usize::MAX),

@@ -78,6 +78,8 @@ pub struct Metrics {
     pub watches_withdrawn: IntCounter,
     /// Watches of a prefix that were opened for many watches below it.
     pub watches_gathered: IntCounter,
+    /// Requests of several tenants that may be under way at etcd.
+    pub upstream_limit: IntGauge,
     /// Bytes of events that shared watches hold.
     pub watch_log_bytes: IntGauge,
     /// And how many they may.
@@ -179,6 +181,7 @@ impl Metrics {
             watch_moves: family::WATCH_MOVES.int_counter(&registry),
             watches_withdrawn: family::WATCHES_WITHDRAWN.int_counter(&registry),
             watches_gathered: family::WATCHES_GATHERED.int_counter(&registry),
+            upstream_limit: family::UPSTREAM_LIMIT.int_gauge(&registry),
             watch_log_bytes: family::WATCH_LOG_BYTES.int_gauge(&registry),
             watch_log_max_bytes: family::WATCH_LOG_MAX_BYTES.int_gauge(&registry),
             watch_resumes: family::WATCH_RESUMES.int_counter(&registry),

@@ -15,15 +15,18 @@ use http::{HeaderValue, Method as HttpMethod, Request};
 
 use crate::{
     admission::{
-        gate::Gate,
+        self,
+        gate::{Gate, Turn},
         memory::{Memory, Share},
     },
     metrics::{self, Metrics},
     rules::{
         caller::{self, Caller},
+        framing,
         methods::{self, Kind, Method},
+        namespace::Shape,
         status::{self, Status, Trouble},
-        tenant::UserNumber,
+        tenant::{UserNumber, policy},
     },
 };
 
@@ -53,6 +56,9 @@ use users::{Pass, Users};
 pub struct Upstream {
     endpoints: Arc<Endpoints>,
     channels: Channels,
+    /// For large requests where there may be several tenants: on a connection of theirs, no other call waits behind their
+    /// bytes for etcd to take them.
+    channels_of_large: Channels,
     /// Those that show the certificate of a user.
     channels_of_users: Arc<Mutex<HashMap<UserNumber, Channels>>>,
     users: Arc<Users>,
@@ -84,6 +90,9 @@ pub struct Duplex {
     memory: Option<Share>,
 }
 
+/// Requests from this size on go by connections of their own: as much as Go's gRPC servers take on a connection before they
+/// look at it.
+const LARGE_REQUEST: usize = 64 << 10;
 /// How long a read waits before it looks whether its member has fallen sick; far above the time that a read takes.
 const PATIENCE_BEFORE_WATCHING: Duration = Duration::from_millis(100);
 
@@ -111,10 +120,10 @@ impl Upstream {
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let channels = Channels::new(channel);
         Self {
             endpoints,
-            channels,
+            channels: Channels::new(channel.clone()),
+            channels_of_large: Channels::new(channel),
             channels_of_users: Arc::default(),
             users,
             limits,
@@ -131,7 +140,9 @@ impl Upstream {
 
     /// The same endpoints with connections of its own, for another thread.
     pub fn for_shard(&self, channel: Arc<channel::Config>) -> Self {
-        Self { channels: Channels::new(channel), channels_of_users: Arc::default(), ..self.clone() }
+        let channels_of_large = Channels::new(channel.clone());
+        let channels = Channels::new(channel);
+        Self { channels, channels_of_large, channels_of_users: Arc::default(), ..self.clone() }
     }
 
     pub fn endpoints(&self) -> &Arc<Endpoints> {
@@ -158,12 +169,15 @@ impl Upstream {
         let mut pass = self.users.pass(self, caller, method.path).await?;
         let mut has_fresh_pass = false;
         // A call that waits for something to happen would keep its turn from others.
-        let _turn = match &self.gate {
-            Some(gate) if method.kind == Kind::Unary && !method.waits() => {
-                Box::pin(gate.enter(caller.tenant())).await.map_err(status::exhausted)?
+        let mut turn = match &self.gate {
+            Some(gate) if method.kind != Kind::Bidi && !method.waits() && !method.is_endless() => {
+                Box::pin(gate.enter(caller.tenant(), body.len())).await.map_err(status::exhausted)?
             }
             _ => None,
         };
+        if turn.as_ref().is_some_and(Turn::has_waited) {
+            check_room(caller, method, &body)?;
+        }
         let mut tried = avoid.to_vec();
         let mut last = None;
         // What a member that can do nothing has said; it says more than that the others were not there.
@@ -178,7 +192,7 @@ impl Upstream {
                 outcome = self.attempt_while_best(caller, pass.as_ref(), method, &endpoint, &body, &tried).await;
             }
             match outcome {
-                Ok(answer) => {
+                Ok(mut answer) => {
                     let code = answer.code();
                     endpoint.calls(&self.metrics).answered(method, code, started.elapsed());
                     // etcd looks at who asks before it does anything, so even a write may be asked for again.
@@ -198,7 +212,10 @@ impl Upstream {
                             tried.truncate(avoid.len());
                             tokio::time::sleep(PASSED_BACKOFF * passed).await;
                         }
-                        _ => return Ok(answer),
+                        _ => {
+                            answer.body.bill = turn.take().map(|turn| turn.answered(method.effect));
+                            return Ok(answer);
+                        }
                     }
                 }
                 Err(Failure::Unsent(reason)) => {
@@ -243,7 +260,7 @@ impl Upstream {
                 return Err(last.unwrap_or_else(status::no_endpoints));
             };
             for _ in 0..2 {
-                match self.begin(caller, pass.as_ref(), path, &endpoint).await {
+                match self.begin(caller, pass.as_ref(), path, &endpoint, 0).await {
                     Ok((response, send, place)) => {
                         return Ok(Duplex { endpoint, send, pass, response, place, memory: self.share_of(caller) });
                     }
@@ -330,7 +347,7 @@ impl Upstream {
         endpoint: &Arc<Endpoint>,
         body: Bytes,
     ) -> Result<Answer, Failure> {
-        let (response, mut send, place) = self.begin(caller, pass, path, endpoint).await?;
+        let (response, mut send, place) = self.begin(caller, pass, path, endpoint, body.len()).await?;
         // The request is held whole already, so letting h2 queue it costs nothing more. If it is not even queued, etcd
         // cannot have acted on it.
         send.send_data(body, true).map_err(|error| Failure::Unsent(error.to_string()))?;
@@ -367,6 +384,7 @@ impl Upstream {
         pass: Option<&Pass>,
         path: &str,
         endpoint: &Arc<Endpoint>,
+        size: usize,
     ) -> Result<(ResponseFuture, SendStream<Bytes>, Place), Failure> {
         let unsent = |error: &dyn std::fmt::Display| Failure::Unsent(error.to_string());
         let user = caller.user();
@@ -375,7 +393,9 @@ impl Upstream {
             return Err(Failure::Unsent("the rule of this user is gone".to_owned()));
         }
         let of_user = user.and_then(|user| self.channels_of(user));
-        let channels = of_user.as_ref().unwrap_or(&self.channels);
+        let is_apart = size >= LARGE_REQUEST && self.gate.is_some();
+        let everybodys = if is_apart { &self.channels_of_large } else { &self.channels };
+        let channels = of_user.as_ref().unwrap_or(everybodys);
         let (link, place) = channels.get(endpoint).await.map_err(|error: Arc<DialError>| unsent(&error))?;
         let mut send_request = link.ready().await.map_err(|error| unsent(&error))?;
         let mut request = request(caller, path, endpoint).map_err(|error| unsent(&error))?;
@@ -404,6 +424,20 @@ fn request(caller: &Caller, path: &str, endpoint: &Endpoint) -> Result<Request<(
     headers.entry(http::header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
     headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     Ok(request)
+}
+
+/// Whether there is still room for what a call stores that had to wait for its turn: whatever its tenant sent before it has
+/// been let through since it was first looked at.
+fn check_room(caller: &Caller, method: &Method, body: &[u8]) -> Result<(), Status> {
+    let usage = &caller.tenant().usage;
+    let stores = usage.has_quota()
+        && match (method.keys.request, framing::parse_prefix(body)) {
+            (Some(Shape::Put), _) => true,
+            // What cannot be read here was judged by who could.
+            (Some(Shape::Txn), Ok(Some((false, _)))) => policy::txn_puts(&body[framing::PREFIX_LEN..]).unwrap_or(true),
+            _ => false,
+        };
+    if stores { usage.has_room(admission::now()).map_err(status::exhausted) } else { Ok(()) }
 }
 
 /// What an answer without messages says of the member that gave it.

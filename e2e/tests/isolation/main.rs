@@ -26,6 +26,7 @@ mod port;
 mod reading;
 mod table;
 mod tricks;
+mod waiting;
 
 use siege::{Siege, Verdict};
 

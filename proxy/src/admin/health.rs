@@ -1,6 +1,6 @@
 //! `/health` and `/proxy/health`: whether etcd answers, and whether it does through this proxy.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use crate::{
         framing, methods,
         status::{self, Code, Status},
     },
+    services::cache::rounds::Rounds,
     upstream::Upstream,
 };
 
@@ -28,7 +29,7 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
 const KEY: Bytes = Bytes::from_static(b"a");
 
 /// What a check has found: healthy without a reason, or the reason why not.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health(Result<(), String>);
 
 /// etcd's shape, with its texts for the two truths.
@@ -59,27 +60,52 @@ impl Health {
     }
 }
 
+/// The checks that are under way, each made once for all who wait for it when it begins. Every client may ask, whoever it
+/// is, and takes no turn for it: so many that ask must not cost etcd more than one.
+#[derive(Default)]
+pub struct Checks {
+    linearizable: Arc<Rounds<Found>>,
+    serializable: Arc<Rounds<Found>>,
+    of_proxy: Arc<Rounds<Health>>,
+}
+
+/// What etcd has said to a read, and the alarms that it has raised.
+type Found = (Result<(), Status>, Vec<String>);
+
 /// Whether etcd answers a read, by default one that needs a quorum, and raises no alarm.
-pub async fn of_etcd(router: &Router, query: &Query) -> Health {
+pub async fn of_etcd(checks: &Checks, router: &Router, query: &Query) -> Health {
     let serializable = query.first("serializable") == Some("true");
     let key = router.tenants.borrow().own().namespace.prefix_key(&KEY);
     let read = RangeRequest { key, limit: 1, keys_only: true, serializable, ..RangeRequest::default() };
-    let (answered, alarms) = tokio::join!(
-        in_time(TIMEOUT, call(&router.upstream, "/etcdserverpb.KV/Range", &read)),
-        in_time(TIMEOUT, alarms(&router.upstream)),
-    );
-    // Where auth keeps the alarms from us, we have not heard of any.
-    let mut heard = alarms.unwrap_or_default();
+    let (rounds, upstream) = (if serializable { &checks.serializable } else { &checks.linearizable }, &router.upstream);
+    let upstream = upstream.clone();
+    let found = rounds.join(move || look(upstream.clone(), read.clone())).await;
+    let (answered, mut heard) = found.unwrap_or_else(|| (Err(status::draining()), Vec::new()));
     heard.retain(|alarm| query.all("exclude").all(|excluded| excluded != alarm));
-    match (heard.first(), judge(answered.map(|_| ()))) {
+    match (heard.first(), judge(answered)) {
         (Some(alarm), _) => Health(Err(format!("ALARM {alarm}"))),
         (None, judged) => Health(judged),
     }
 }
 
+async fn look(upstream: Upstream, read: RangeRequest) -> Found {
+    let (answered, alarms) = tokio::join!(
+        in_time(TIMEOUT, call(&upstream, "/etcdserverpb.KV/Range", &read)),
+        in_time(TIMEOUT, alarms(&upstream)),
+    );
+    // Where auth keeps the alarms from us, we have not heard of any.
+    (answered.map(drop), alarms.unwrap_or_default())
+}
+
 /// Whether a client of this proxy gets an answer and a watch; asked as a client asks, through our own router.
-pub async fn of_proxy(router: &std::sync::Arc<Router>) -> Health {
-    let probe = match probe::Probe::connect(router.clone()).await {
+pub async fn of_proxy(checks: &Checks, router: &Arc<Router>) -> Health {
+    let router = router.clone();
+    let found = checks.of_proxy.join(move || try_out(router.clone())).await;
+    found.unwrap_or_else(|| Health(judge(Err(status::draining()))))
+}
+
+async fn try_out(router: Arc<Router>) -> Health {
+    let probe = match probe::Probe::connect(router).await {
         Ok(probe) => probe,
         Err(status) => return Health(judge(Err(status))),
     };

@@ -55,7 +55,7 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
         tenants: tokio::sync::watch::channel(Tenants::one(Tenant::whole(), Tenant::whole())).1,
         upstream: upstream.clone(),
         bell: Bell::hang(),
-        hub: Hub::new(upstream.clone(), metrics.clone(), watch, drain.clone()),
+        hub: Hub::new(upstream.clone(), metrics.clone(), watch, &Arc::default(), drain.clone()),
         keepalives: Arc::new(KeepAlives::new(upstream, metrics.clone(), drain.clone())),
         cluster: Cluster::new(None),
         leases: Leases::default(),
@@ -69,7 +69,15 @@ fn proxy(endpoint: &str, profiles: bool) -> Proxy {
     });
     let identity =
         Identity { name: "machine".into(), listen_address: "127.0.0.1:23790".into(), started: SystemTime::UNIX_EPOCH };
-    let watched = Arc::new(Watched { drain, server_tls: None, client_tls: None, profiles, registered: None, identity });
+    let watched = Arc::new(Watched {
+        drain,
+        server_tls: None,
+        client_tls: None,
+        profiles,
+        registered: None,
+        identity,
+        checks: Checks::default(),
+    });
     let admin = |place| Admin::new(watched.clone(), router.clone(), place);
     Proxy { for_clients: admin(Place::ForClients), for_operators: admin(Place::ForOperators), endpoints, trigger }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    admission::{gate::Gate, memory::Memory},
+    admission::{gate::Gate, memory::Memory, shares::Shares},
     metrics::Metrics,
     rules::tenant::{Tenant, identity::Tenants},
     services::quota,
@@ -38,6 +38,7 @@ pub struct Keeper {
     pub users: Arc<Users>,
     pub gate: Option<Arc<Gate>>,
     pub memory: Option<&'static Memory>,
+    pub shares: Arc<Shares>,
     pub quotas: Quotas,
     pub metrics: Arc<Metrics>,
 }
@@ -102,6 +103,7 @@ impl Keeper {
             gate.serve(&all);
         }
         self.memory.inspect(|memory| memory.serve(&all));
+        self.shares.serve(&all);
         self.quotas.keep(&all);
         self.tenants.send_replace(changed.tenants);
         self.metrics.rules_reloaded(true);

@@ -18,6 +18,7 @@ use crate::{
         identity::{Identity, Tenants},
         limits::Limits,
     },
+    server::descriptors::affordable_connections,
     upstream,
 };
 
@@ -56,7 +57,7 @@ impl RuleBook {
             own,
             own_users,
             lease_key: tenants::lease_key(flags)?,
-            everybodys: tenants::limits(&flags.tenant_limits),
+            everybodys: everybodys(flags, affordable_connections()),
             known: Vec::new(),
             // The proxy's own user has the first number.
             next_user: UserNumber::PROXY.0 + 1,
@@ -135,6 +136,17 @@ impl RuleBook {
         let book = Mutex::new(Looked { book: self, told: None });
         Arc::new(move || book.lock().expect("nothing panics while it reads the rules").look())
     }
+}
+
+/// The limits of each tenant, as far as its rule does not say otherwise: without one for connections, half of those that
+/// there can be, so that one tenant alone cannot keep the others out.
+fn everybodys(flags: &Flags, affordable: usize) -> Limits {
+    let mut limits = tenants::limits(&flags.tenant_limits);
+    if limits.connections == 0 {
+        let allowed = if flags.max_connections == 0 { usize::MAX } else { flags.max_connections as usize };
+        limits.connections = allowed.min(affordable).div_ceil(2) as u64;
+    }
+    limits
 }
 
 /// A book, and what was said of it last: a file that is missing for an hour is worth one line.
@@ -249,5 +261,20 @@ mod tests {
         assert!(book.book.look().is_err());
         assert!(book.book.look().is_ok_and(|changed| changed.is_none()), "it is told once");
         assert_eq!(book.becomes(&rules(&[good])), Ok(false));
+    }
+
+    #[test]
+    fn no_tenant_has_more_than_half_of_the_connections_unless_somebody_says_so() {
+        let connections = |change: &dyn Fn(&mut Flags)| {
+            let mut flags = Flags::default();
+            change(&mut flags);
+            everybodys(&flags, 1000).connections
+        };
+        assert_eq!(connections(&|_| ()), 500);
+        assert_eq!(connections(&|flags| flags.max_connections = 11), 6);
+        assert_eq!(connections(&|flags| flags.tenant_limits.tenant_max_connections = 3), 3);
+        let book = Book::new(&(rule("a", "a", "") + &rule("b", "b", ", limits: {max-connections: 0}")));
+        let limits: Vec<_> = book.tenants.all().iter().map(|tenant| tenant.usage.limits.connections).collect();
+        assert!(limits[0] > 0 && limits[1] == 0, "{limits:?}");
     }
 }

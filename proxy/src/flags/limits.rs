@@ -4,11 +4,11 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::uint64;
+use super::{uint32, uint64};
 
 const LIMITS: &str = super::TENANT_LIMITS;
 
-/// See [`super::Flags`]. Zero is without a limit, which is the default of all but the last two: what fits depends on
+/// See [`super::Flags`]. Zero is without a limit, which is the default of all but the last three: what fits depends on
 /// the tenant, and nobody who only replaces etcd's proxy shall be refused anything.
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,9 +111,16 @@ pub struct LimitFlags {
 
     /// requests under way at etcd for all tenants together, dealt out in turn (0 for no limit)
     ///
-    /// 128 keep etcd busy. No tenant gets more than half of them. With a single tenant there is no such limit.
+    /// 128 keep etcd busy. While several tenants call, none gets more than half of them, and there are fewer if etcd
+    /// becomes slow (see the next flag). With a single tenant in the configuration there is no such limit.
     #[arg(long, help_heading = LIMITS, value_name = "uint64", default_value = "128", value_parser = uint64)]
     pub max_upstream_requests: u64,
+
+    /// percent by which several tenants may slow etcd down, before fewer of their requests are let through (0 for any)
+    ///
+    /// 50 leave a neighbour room to stay below twice its quiet time. The time at a quiet etcd is measured.
+    #[arg(long, help_heading = LIMITS, value_name = "uint32", default_value = "50", value_parser = uint32)]
+    pub max_upstream_slowdown: u32,
 
     /// memory for answers that must be held whole, in bytes, for all tenants together (0 for no limit)
     ///

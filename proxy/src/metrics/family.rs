@@ -77,6 +77,7 @@ families! {
     // Tenants.
     WITHHELD = counter("etcd_proxy_withheld_total", &[], "Answers and events of etcd that held a key from outside the namespace of whoever asked, and were not handed on.");
     TENANT_REFUSED = counter("etcd_proxy_tenant_refused_total", &["limit", "tenant"], "What was refused because a tenant had reached a limit.");
+    UPSTREAM_LIMIT = gauge("etcd_proxy_upstream_requests_limit", &[], "Requests of several tenants that may be under way at etcd now, 0 where there is no such limit.");
     TENANT_USED = gauge("etcd_proxy_tenant_used", &["limit", "tenant"], "What a tenant uses now of what has a limit.");
     AUDIT_LINES = counter("etcd_proxy_audit_lines_total", &[], "Lines that were written to the audit log.");
     AUDIT_DROPPED = counter("etcd_proxy_audit_lines_dropped_total", &[], "Lines of the audit log that were lost, because there were too many at a time or they could not be written.");

@@ -22,13 +22,15 @@ mod entry;
 mod flights;
 mod forwarded;
 mod frequency;
+mod keeping;
 mod load;
-mod rounds;
+pub mod rounds;
 
 use entry::{Answer, Entry, Feeding, NoAnswer, Rights};
 use flights::{Flights, Key};
 use forwarded::Read;
 use frequency::Frequency;
+use keeping::{Candidate, Room};
 use load::{Load, NotLoaded};
 
 use super::{
@@ -36,7 +38,7 @@ use super::{
     watch::hub::Hub,
 };
 use crate::{
-    admission,
+    admission::{self, shares::Shares},
     exchange::{Outcome, Replies, Requests, until},
     metrics::Metrics,
     rules::{
@@ -97,6 +99,7 @@ pub struct Cache {
     config: Config,
     shelves: RwLock<HashMap<Credentials, Shelf>>,
     frequency: Frequency,
+    shares: Arc<Shares>,
     /// Ranges and reads that are not to be tried before a time.
     put_off: Mutex<HashMap<u64, Instant>>,
     loads: AtomicUsize,
@@ -114,7 +117,7 @@ struct Shelf {
 }
 
 impl Cache {
-    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, config: Config) -> Option<Arc<Self>> {
+    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, config: Config, shares: Arc<Shares>) -> Option<Arc<Self>> {
         if config.max_bytes == 0 {
             return None;
         }
@@ -125,6 +128,7 @@ impl Cache {
             config,
             shelves: RwLock::default(),
             frequency: Frequency::default(),
+            shares,
             put_off: Mutex::default(),
             loads: AtomicUsize::new(0),
             flights: Arc::default(),
@@ -319,21 +323,22 @@ impl Cache {
     /// Gives up what is idle, and what was read longest ago while there is too much.
     fn shrink(&self) {
         let mut shelves = self.shelves.write().expect("nothing panics while it holds the shelves");
-        let mut held: Vec<(Duration, usize, usize, Credentials, KeyRange)> = Vec::new();
+        let mut held = Vec::new();
         for (credentials, shelf) in shelves.iter() {
             for entry in shelf.entries.values() {
-                let (weight, keys) = entry.weight();
-                held.push((entry.idle(), weight, keys, credentials.clone(), entry.range.clone()));
+                let name = (credentials.clone(), entry.range.clone());
+                let (owner, (bytes, _)) = (credentials.tenant.clone(), entry.weight());
+                held.push(Candidate { owner, name, idle: entry.idle(), bytes });
             }
         }
-        held.sort_by_key(|(idle, ..)| *idle);
+        let of_all = Room { bytes: self.config.max_bytes, ranges: MAX_ENTRIES };
+        let of_one = Room { bytes: self.shares.of_one(of_all.bytes), ranges: self.shares.of_one(of_all.ranges) };
+        let surplus = keeping::surplus(held, MAX_IDLE, of_all, of_one).into_iter();
+        let dropped: Vec<_> =
+            surplus.filter_map(|(credentials, range)| shelves.get_mut(&credentials)?.remove(&range)).collect();
         let (mut bytes, mut keys, mut ranges) = (0, 0, 0);
-        let mut dropped = Vec::new();
-        for (idle, weight, count, credentials, range) in held {
-            if idle > MAX_IDLE || ranges >= MAX_ENTRIES || bytes + weight > self.config.max_bytes {
-                dropped.extend(shelves.get_mut(&credentials).and_then(|shelf| shelf.remove(&range)));
-                continue;
-            }
+        for entry in shelves.values().flat_map(|shelf| shelf.entries.values()) {
+            let (weight, count) = entry.weight();
             (bytes, keys, ranges) = (bytes + weight, keys + count, ranges + 1);
         }
         shelves.retain(|_, shelf| !shelf.entries.is_empty());
@@ -341,7 +346,7 @@ impl Cache {
         self.metrics.cache_drops.inc_by(dropped.len() as u64);
         self.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.metrics.cache_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
-        self.metrics.cache_ranges.set(ranges as i64);
+        self.metrics.cache_ranges.set(ranges);
     }
 
     fn is_put_off(&self, name: u64) -> bool {

@@ -14,7 +14,10 @@ use http::{
 
 use super::{channel::Place, endpoint::Endpoint, users::Pass};
 use crate::{
-    admission::memory::{Held, Share, UNASKED},
+    admission::{
+        gate::Bill,
+        memory::{Held, Share, UNASKED},
+    },
     rules::{
         framing,
         status::{self, Code, Status},
@@ -41,6 +44,8 @@ pub struct Body {
     first: Option<Bytes>,
     /// What a call was begun with whose end nobody waits for before its answer is handed on.
     pass: Option<Pass>,
+    /// What is to be said of its size to who deals out the turns.
+    pub(super) bill: Option<Bill>,
     place: Place,
 }
 
@@ -160,7 +165,7 @@ fn unframe_one(body: Bytes) -> Result<Option<Bytes>, Status> {
 
 impl Body {
     pub(super) fn new(stream: RecvStream, place: Place, pass: Option<Pass>) -> Self {
-        Self { stream, first: None, pass, place }
+        Self { stream, first: None, pass, bill: None, place }
     }
 
     /// The next piece of the answer; etcd may send more as soon as it is taken.
@@ -182,6 +187,9 @@ impl Body {
             },
         };
         self.place.note_heard();
+        if let Some(bill) = &mut self.bill {
+            bill.add(data.len());
+        }
         // It fails only for a stream that is gone, which the next poll reports.
         let _ = self.stream.flow_control().release_capacity(data.len());
         Poll::Ready(Some(Ok(data)))

@@ -78,6 +78,7 @@ pub fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         }),
         ("connection-max-sent-bytes-per-second", "36", |f| f.tenant_limits.connection_max_sent_bytes_per_second = 36),
         ("max-upstream-requests", "37", |f| f.tenant_limits.max_upstream_requests = 37),
+        ("max-upstream-slowdown", "39", |f| f.tenant_limits.max_upstream_slowdown = 39),
         ("max-answer-memory", "38", |f| f.tenant_limits.max_answer_memory = 38),
         ("config-file", "/dev/null", |f| f.config_file = Some("/dev/null".into())),
         ("drain-timeout", "1s", |f| f.drain_timeout = Duration::from_secs(1)),

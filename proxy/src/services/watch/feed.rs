@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use etcd_proxy_proto::etcdserverpb::{WatchProgressRequest, watch_request::RequestUnion};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep},
 };
 
@@ -24,6 +24,7 @@ use super::{
     log::{End, Log, LogId, Opened},
 };
 use crate::{
+    admission::shares::Places,
     metrics::Metrics,
     rules::{
         caller::Caller,
@@ -74,7 +75,7 @@ pub enum Duty {
     /// Any number of logs from now on, for as long as there are sessions.
     Live,
     /// One log that catches up with another, at the pace of its one reader. Few may do so at a time.
-    CatchUp { live: Arc<Log>, gate: Arc<Semaphore> },
+    CatchUp { live: Arc<Log>, gate: Places },
 }
 
 /// The handle of a running feed. When the last clone is dropped the feed ends.
@@ -184,7 +185,7 @@ impl Task {
     async fn run(mut self) {
         let _place = match &self.duty {
             Duty::Live => None,
-            Duty::CatchUp { gate, .. } => gate.clone().acquire_owned().await.ok(),
+            Duty::CatchUp { gate, .. } => Some(gate.take().await),
         };
         let mut backoff = FIRST_BACKOFF;
         let mut avoid: Vec<Arc<Endpoint>> = Vec::new();

@@ -10,7 +10,6 @@ use std::{
 };
 
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
-use tokio::sync::Semaphore;
 
 use super::{
     feed::Parts,
@@ -18,6 +17,7 @@ use super::{
     log::{Budget, Refused},
 };
 use crate::{
+    admission::shares::{Places, Shares},
     drain::Observer,
     metrics::Metrics,
     rules::{
@@ -102,13 +102,19 @@ pub enum JoinError {
 }
 
 impl Hub {
-    pub fn new(upstream: Upstream, metrics: Arc<Metrics>, config: Config, drain: Observer) -> Arc<Self> {
+    pub fn new(
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+        config: Config,
+        shares: &Arc<Shares>,
+        drain: Observer,
+    ) -> Arc<Self> {
         metrics.watch_log_max_bytes.set(MAX_SHARED_LOG_BYTES as i64);
         let settings = Settings {
             max_log_bytes: config.max_log_bytes,
             coalesce_threshold: config.coalesce_threshold,
-            budget: Budget::new(MAX_SHARED_LOG_BYTES, metrics.watch_log_bytes.clone()),
-            catch_ups: Arc::new(Semaphore::new(MAX_CATCH_UPS)),
+            budget: Budget::new(MAX_SHARED_LOG_BYTES, metrics.watch_log_bytes.clone(), shares.clone()),
+            catch_ups: Places::new(MAX_CATCH_UPS, shares),
         };
         let (seen, feeds) = (Seen::default(), Mutex::default());
         let hub = Arc::new(Self { upstream, metrics, settings, config, drain, seen, feeds });
@@ -156,7 +162,9 @@ impl Hub {
             metrics: self.metrics.clone(),
             rights_interval: Some(self.config.rights_interval).filter(|interval| is_judged && !interval.is_zero()),
         };
-        let feed = LiveFeed::start(parts, self.settings.clone());
+        let of_tenant = feeds.iter().filter(|(other, _)| other.tenant == credentials.tenant);
+        let of_tenant = of_tenant.filter_map(|(_, feed)| feed.upgrade()).map(|feed| feed.settings().clone()).next();
+        let feed = LiveFeed::start(parts, of_tenant.unwrap_or_else(|| self.settings.for_another()));
         feeds.insert(credentials, Arc::downgrade(&feed));
         feed
     }
@@ -220,8 +228,9 @@ async fn keep(hub: Weak<Hub>) {
         let Some(hub) = hub.upgrade() else { return };
         let feeds: Vec<_> = hub.lock_feeds().values().filter_map(Weak::upgrade).collect();
         feeds.iter().for_each(|feed| feed.settle(round % ROUNDS_PER_WEIGHING == 0));
-        if hub.settings.budget.is_over() {
-            let logs: Vec<_> = feeds.iter().flat_map(|feed| feed.logs()).collect();
+        let too_much = feeds.iter().filter(|feed| feed.settings().budget.is_over());
+        let logs: Vec<_> = too_much.flat_map(|feed| feed.logs()).collect();
+        if !logs.is_empty() {
             tracing::warn!(
                 logs = logs.len(),
                 "watched events are over their bound in memory, slow clients read them from etcd again"

@@ -138,7 +138,7 @@ struct Reader {
 
 /// A log from the first revision on.
 fn shared_log(max_bytes: usize) -> Arc<Log> {
-    let budget = Budget::new(usize::MAX, IntGauge::new("used", "used").expect("a good name"));
+    let budget = Budget::new(usize::MAX, IntGauge::new("used", "used").expect("a good name"), Arc::default());
     let log = Log::shared(max_bytes, &budget);
     log.note_opened(Ok(ResponseHeader::default()), 1);
     log

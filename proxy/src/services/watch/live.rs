@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use prometheus::IntGauge;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     directory::{Directory, Opening},
@@ -12,7 +12,10 @@ use super::{
     inbox::Inbox,
     log::{Budget, Log, Opened, Seat, Subscriber},
 };
-use crate::rules::{keys::KeyRange, status::Status};
+use crate::{
+    admission::shares::Places,
+    rules::{keys::KeyRange, status::Status},
+};
 
 /// What all feeds of a hub have in common.
 #[derive(Clone)]
@@ -22,7 +25,14 @@ pub struct Settings {
     pub coalesce_threshold: usize,
     pub budget: Arc<Budget>,
     /// For catch-ups; each is a stream of its own at etcd.
-    pub catch_ups: Arc<Semaphore>,
+    pub catch_ups: Places,
+}
+
+impl Settings {
+    /// The same for the feeds of another tenant, which has shares of its own.
+    pub fn for_another(&self) -> Self {
+        Self { budget: self.budget.for_another(), catch_ups: self.catch_ups.for_another(), ..self.clone() }
+    }
 }
 
 /// A feed and the logs that it fills, for all sessions with the same credentials.
@@ -64,6 +74,11 @@ impl LiveFeed {
     /// The logs that a feed fills which runs already.
     pub fn with(feed: Feed, parts: Parts, settings: Settings) -> Arc<Self> {
         Arc::new(Self { feed, parts, settings, directory: Mutex::default() })
+    }
+
+    /// What the feeds of its tenant have in common.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     pub fn has_failed(&self) -> bool {

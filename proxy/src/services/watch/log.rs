@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,7 +25,7 @@ mod readers;
 pub use batch::{Batch, BatchBuilder, Event};
 pub use readers::{Seat, Subscriber};
 
-use crate::rules::keys::KeyRange;
+use crate::{admission::shares::Shares, rules::keys::KeyRange};
 use readers::Readers;
 
 /// How often a reader of a part, which hears nothing of what lies elsewhere, is told how far it is if it asked for that.
@@ -104,17 +104,37 @@ pub struct Log {
 #[derive(Debug)]
 pub struct Budget {
     used: IntGauge,
-    max: i64,
+    max: usize,
+    /// What one tenant's logs hold of it.
+    own: AtomicUsize,
+    shares: Arc<Shares>,
 }
 
 impl Budget {
     /// `used` shows how much is held.
-    pub fn new(max: usize, used: IntGauge) -> Arc<Self> {
-        Arc::new(Self { used, max: i64::try_from(max).unwrap_or(i64::MAX) })
+    pub fn new(max: usize, used: IntGauge, shares: Arc<Shares>) -> Arc<Self> {
+        Arc::new(Self { used, max, own: AtomicUsize::new(0), shares })
     }
 
+    /// The same for another tenant.
+    pub fn for_another(&self) -> Arc<Self> {
+        Self::new(self.max, self.used.clone(), self.shares.clone())
+    }
+
+    /// Whether all tenants hold too much together, or this one does.
     pub fn is_over(&self) -> bool {
-        self.used.get() > self.max
+        self.used.get() > i64::try_from(self.max).unwrap_or(i64::MAX)
+            || self.own.load(Ordering::Relaxed) > self.shares.of_one(self.max)
+    }
+
+    fn take(&self, bytes: usize) {
+        self.used.add(signed(bytes));
+        self.own.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.sub(signed(bytes));
+        self.own.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -448,7 +468,7 @@ impl Log {
         let weight = batch.weight();
         state.bytes += weight;
         if let Some(budget) = &self.budget {
-            budget.used.add(signed(weight));
+            budget.take(weight);
         }
         let number = state.first + state.batches.len() as u64;
         if batch.first_revision().is_none_or(|first| first < since) {
@@ -476,7 +496,7 @@ impl Log {
         if let Some(Held { batch, .. }) = state.batches.pop_front() {
             state.bytes -= batch.weight();
             if let Some(budget) = &self.budget {
-                budget.used.sub(signed(batch.weight()));
+                budget.give_back(batch.weight());
             }
             state.first += 1;
             state.covered_from = state.covered_from.max(batch.last_revision() + 1);
@@ -507,7 +527,7 @@ impl State {
 impl Drop for Log {
     fn drop(&mut self) {
         if let Some(budget) = &self.budget {
-            budget.used.sub(signed(self.lock().bytes));
+            budget.give_back(self.lock().bytes);
         }
     }
 }
@@ -519,13 +539,14 @@ fn signed(bytes: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::{super::inbox::Inbox, *};
+    use crate::rules::tenant::Tenant;
 
     #[test]
     fn logs_that_share_a_budget_keep_within_it_and_give_back_what_they_held() {
         let header = |revision| ResponseHeader { revision, ..ResponseHeader::default() };
         let one = signed(Batch::progress(header(1)).weight());
         let used = IntGauge::new("used", "used").expect("a good name");
-        let budget = Budget::new(4 * one as usize, used.clone());
+        let budget = Budget::new(4 * one as usize, used.clone(), Arc::default());
         let logs: Vec<_> = (0..4).map(|_| Log::shared(usize::MAX, &budget)).collect();
         logs.iter().for_each(|log| log.note_opened(Ok(header(0)), 0));
         for revision in 1..100 {
@@ -541,5 +562,31 @@ mod tests {
         assert!(matches!(logs[0].read(seat), Read::Batch(batch) if batch.header.revision == 100));
         drop(logs);
         assert_eq!(used.get(), 0);
+    }
+
+    #[test]
+    fn the_logs_of_one_tenant_leave_half_of_the_budget_to_the_others() {
+        let header = |revision| ResponseHeader { revision, ..ResponseHeader::default() };
+        let one = Batch::progress(header(1)).weight();
+        let used = IntGauge::new("used", "used").expect("a good name");
+        let shares = Arc::new(Shares::default());
+        shares.serve(&[Tenant::whole(), Tenant::nobody()]);
+        let greedy = Budget::new(8 * one, used.clone(), shares);
+        let modest = greedy.for_another();
+        let log = |budget| {
+            let log = Log::shared(usize::MAX, budget);
+            log.note_opened(Ok(header(0)), 0);
+            log
+        };
+        let (greedy_log, modest_log) = (log(&greedy), log(&modest));
+        for revision in 1..4 {
+            modest_log.append_progress(header(revision));
+        }
+        for revision in 1..100 {
+            greedy_log.append_progress(header(revision));
+        }
+        assert!(modest_log.lock().bytes == 3 * one && greedy_log.lock().bytes <= 4 * one);
+        drop((greedy_log, modest_log));
+        assert_eq!((used.get(), greedy.own.load(Ordering::Relaxed)), (0, 0));
     }
 }

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 use prometheus::IntGauge;
 use proptest::prelude::*;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
     super::{
@@ -26,6 +26,7 @@ use super::{
     stores, wishes,
 };
 use crate::{
+    admission::shares::Places,
     metrics::Metrics,
     rules::{
         caller::{Caller, Connection},
@@ -302,8 +303,8 @@ impl World {
         let settings = Settings {
             max_log_bytes,
             coalesce_threshold: THRESHOLD,
-            budget: Budget::new(usize::MAX, IntGauge::new("used", "used").expect("a good name")),
-            catch_ups: Arc::new(Semaphore::new(1)),
+            budget: Budget::new(usize::MAX, IntGauge::new("used", "used").expect("a good name"), Arc::default()),
+            catch_ups: Places::new(1, &Arc::default()),
         };
         let (feed, commands) = Feed::played();
         let feed = LiveFeed::with(feed, Parts { upstream, caller, metrics, rights_interval: None }, settings);
