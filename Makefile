@@ -16,7 +16,7 @@ debug_proxy := ETCD_PROXY_BIN=$(target)/debug/etcd-proxy
 # Paths of this machine stay out of the programs, so that the same source gives the same bytes elsewhere.
 static := -C target-feature=+crt-static --remap-path-prefix=$(root)=etcd-proxy --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 
-.PHONY: help build deb release image cluster cluster-down demo test lint conformance versus versus-gateway fanout prerequisites
+.PHONY: help build deb release image cluster cluster-down demo test lint conformance older-kubernetes versus versus-gateway fanout prerequisites
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(root)/Makefile | expand -t 16
@@ -61,12 +61,15 @@ test: prerequisites ## Everything that CI checks: all tests, the demo, and a par
 # A second library of cryptography would double what must be watched for advisories.
 lint: prerequisites ## rustfmt, clippy and the dependencies; silence is good
 	cd $(root) && cargo fmt --all --check && cargo clippy --locked --workspace --all-targets -- -D warnings
-	cd $(root) && cargo clippy --locked -p etcd-proxy-e2e --test node -- -D warnings
+	cd $(root) && cargo clippy --locked -p etcd-proxy-e2e --test node --test older -- -D warnings
 	cd $(root) && for other in ring openssl-sys native-tls; do \
 		if cargo tree --locked --workspace --edges all --invert $$other 2>/dev/null | grep .; then exit 1; fi; done
 
 conformance: prerequisites ## etcd's own test suites through the proxy, into docs/conformance.md; SUBSET=fast for five minutes of them
 	@$(root)/e2e/conformance/run.sh
+
+older-kubernetes: prerequisites ## Kinds, chart and webhook on the oldest Kubernetes that is promised; builds its control plane once
+	@cd $(root) && cargo build --locked -p etcd-proxy -p etcd-proxy-operator && cargo test --locked -p etcd-proxy-e2e --test older
 
 versus: prerequisites ## Direct, through etcd's proxy, through ours: one run, one table
 	@$(root)/e2e/versus/run.sh

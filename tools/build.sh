@@ -5,7 +5,7 @@
 # kubeconform, each at the version that the go.mod of the same name pins.
 #
 # usage: tools/build.sh NAME...
-#   NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes helm-3 helm-4 kubeconform
+#   NAME: etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes kubernetes-1.33 helm-3 helm-4 kubeconform
 #
 # Prints, for each NAME, the folder that holds its programs, on stdout; all
 # else goes to stderr. What is already built is not built again, and two callers
@@ -19,7 +19,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # The Go version of etcd 3.7's go.mod; all modules here ask for the same one.
 GO_NEEDED=1.26.0
 
-NAMES="etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes helm-3 helm-4 kubeconform"
+NAMES="etcd-3.7 etcd-3.6 etcd-3.5 benchmark conformance kubernetes kubernetes-1.33 helm-3 helm-4 kubeconform"
 
 # A build that hangs must not hang its callers for ever. A cold build on two
 # slow cores takes about five minutes, Kubernetes' seventeen, and callers queue
@@ -43,7 +43,7 @@ pinned() {
     etcd-*) module=go.etcd.io/etcd/server/v3 ;;
     benchmark) module=go.etcd.io/etcd/v3 ;;
     conformance) module=go.etcd.io/etcd/tests/v3 ;;
-    kubernetes) module=k8s.io/kubernetes ;;
+    kubernetes*) module=k8s.io/kubernetes ;;
     helm-3) module=helm.sh/helm/v3 ;;
     helm-4) module=helm.sh/helm/v4 ;;
     kubeconform) module=github.com/yannh/kubeconform ;;
@@ -59,6 +59,7 @@ programs() {
     benchmark) echo benchmark ;;
     conformance) echo e2e.test common.test no_proxy.test ;;
     kubernetes) echo kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet kube-proxy cluster-dns ;;
+    kubernetes-*) echo kube-apiserver kube-controller-manager kube-scheduler ;;
     helm-*) echo helm ;;
     kubeconform) echo kubeconform ;;
   esac
@@ -167,6 +168,10 @@ compile() {
       go build -trimpath -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=v$(pinned kubernetes)" \
         -o "$out/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubectl,kubelet,kube-proxy} ./cluster-dns
       ;;
+    kubernetes-*)
+      go build -trimpath -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=v$(pinned "$name")" \
+        -o "$out/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler}
+      ;;
     helm-*)
       # helm-3's go.mod raises Kubernetes' modules to helm-4's, so that both builds share what takes longest.
       compile_helm "helm.sh/helm/v${name#helm-}" "v$(pinned "$name")" "$out/helm"
@@ -210,7 +215,7 @@ compile_suites() {
 
 build() {
   local name=$1 version bin temporary minutes="1 to 4"
-  [[ $name != kubernetes ]] || minutes="6 to 17"
+  [[ $name != kubernetes* ]] || minutes="6 to 17"
   version=$(pinned "$name")
   [[ -n "$version" ]] || die "$here/$name/go.mod pins no version"
   bin=$cache/${name%-3.?}-$version/bin

@@ -22,12 +22,10 @@ use tokio::sync::watch;
 use crate::admin::Metrics;
 use crate::api::EtcdProxy;
 use crate::inject::review::Question;
+use certificate::Keeper;
 use listener::Listener;
 
-/// The Service that leads to the webhook, its Secret, and the configuration and webhook that get its CA; as
-/// `deploy/admission/webhook.yaml` has them.
-pub const SERVICE: &str = "etcd-proxy-operator-webhook";
-pub const CONFIGURATION: &str = "etcdproxy-inject";
+/// The webhook that gets its CA, whatever the configuration is called that holds it.
 pub const WEBHOOK: &str = "inject.etcdproxy.dev";
 /// Where reviews are sent.
 const PATH: &str = "/inject";
@@ -38,7 +36,7 @@ const LOOK_UP: Duration = Duration::from_secs(4);
 const MAX_REVIEW: usize = 4 << 20;
 
 /// The flags of the webhook.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 // Else its group would have the name of the flags that it is part of.
 #[group(skip)]
 pub struct Flags {
@@ -48,6 +46,13 @@ pub struct Flags {
     /// Further host names and IP addresses in the webhook's certificate, for API servers that reach it by a URL
     #[arg(long, value_delimiter = ',')]
     pub webhook_names: Vec<String>,
+    /// Service that leads API servers to the webhook, in the operator's namespace; its certificate is kept in the Secret of
+    /// the same name
+    #[arg(long, default_value = "etcd-proxy-operator-webhook")]
+    pub webhook_service: String,
+    /// MutatingWebhookConfiguration whose webhook inject.etcdproxy.dev gets the CA of that certificate
+    #[arg(long, default_value = "etcdproxy-inject")]
+    pub webhook_configuration: String,
 }
 
 /// Begins to serve, if the flags say so. Nobody is ready before there is a certificate.
@@ -57,9 +62,10 @@ pub async fn start(client: &Client, flags: &Flags, namespace: &str, metrics: &Ar
     let socket = socket.with_context(|| format!("cannot listen on --webhook-listen={address}"))?;
     metrics.webhook.store(false, Ordering::Relaxed);
     let (settings, newest) = watch::channel(None);
-    let names = names(namespace, &flags.webhook_names);
+    let names = names(namespace, flags);
     tracing::info!(address, ?names, "the webhook is served");
-    tokio::spawn(certificate::keep(client.clone(), namespace.to_owned(), names, settings, metrics.clone()));
+    let keeper = Keeper::new(client.clone(), namespace, flags, names);
+    tokio::spawn(keeper.keep(settings, metrics.clone()));
     let routes =
         Router::new().route(PATH, post(review)).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(client.clone());
     tokio::spawn(async move {
@@ -71,9 +77,10 @@ pub async fn start(client: &Client, flags: &Flags, namespace: &str, metrics: &Ar
 }
 
 /// By which an API server may reach the webhook.
-fn names(namespace: &str, further: &[String]) -> Vec<String> {
-    let mut names = vec![format!("{SERVICE}.{namespace}"), format!("{SERVICE}.{namespace}.svc")];
-    names.extend(further.iter().filter(|name| !name.is_empty()).cloned());
+fn names(namespace: &str, flags: &Flags) -> Vec<String> {
+    let service = &flags.webhook_service;
+    let mut names = vec![format!("{service}.{namespace}"), format!("{service}.{namespace}.svc")];
+    names.extend(flags.webhook_names.iter().filter(|name| !name.is_empty()).cloned());
     names.sort();
     names.dedup();
     names
@@ -104,7 +111,12 @@ mod tests {
 
     #[test]
     fn the_certificate_names_the_service_and_what_flags_add() {
-        let all = names("ns", &["10.0.0.1".to_owned(), String::new(), "10.0.0.1".to_owned()]);
-        assert_eq!(all, ["10.0.0.1", "etcd-proxy-operator-webhook.ns", "etcd-proxy-operator-webhook.ns.svc"]);
+        let flags = Flags {
+            webhook_listen: None,
+            webhook_names: vec!["10.0.0.1".to_owned(), String::new(), "10.0.0.1".to_owned()],
+            webhook_service: "hook".to_owned(),
+            webhook_configuration: "inject".to_owned(),
+        };
+        assert_eq!(names("ns", &flags), ["10.0.0.1", "hook.ns", "hook.ns.svc"]);
     }
 }

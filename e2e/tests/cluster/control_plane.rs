@@ -36,7 +36,12 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     pub fn start() -> ControlPlane {
-        let bin = programs::tool("kubernetes");
+        ControlPlane::start_of("kubernetes")
+    }
+
+    /// The control plane of this tool; kubectl is the newest.
+    pub fn start_of(kubernetes: &'static str) -> ControlPlane {
+        let (bin, servers) = (programs::tool("kubernetes"), programs::tool(kubernetes));
         let etcd = Etcd::start();
         let folder = tempfile::TempDir::with_prefix("etcd-proxy-cluster-").expect("a temporary folder can be made");
         let file = |name: &str, text: &str| {
@@ -52,7 +57,7 @@ impl ControlPlane {
         let server = format!("https://{address}");
         let admin = file("admin.kubeconfig", &kubeconfig(&server, ADMIN));
 
-        let mut command = Command::new(bin.join("kube-apiserver"));
+        let mut command = Command::new(servers.join("kube-apiserver"));
         command.args([
             format!("--etcd-servers={}", etcd.endpoints()),
             format!("--secure-port={port}"),
@@ -74,7 +79,7 @@ impl ControlPlane {
         ]);
         let mut process = Process::spawn("kube-apiserver", &mut command, b"");
         let client = |name: &str, extra: &[&str]| {
-            let mut command = Command::new(bin.join(name));
+            let mut command = Command::new(servers.join(name));
             command.args([&format!("--kubeconfig={admin}"), "--leader-elect=false", "--secure-port=0"]).args(extra);
             // The usual limits are for clusters with other clients; hundreds of pods would wait a minute for them.
             command.args(["--kube-api-qps=500", "--kube-api-burst=1000"]);

@@ -45,7 +45,8 @@ pub fn a_typo_in_the_values_is_refused_by_name(helm: &Helm) {
     refused("rbac.profil=backends", "profil");
     refused("rbac.profile=everything", "profile");
     refused("metrics.port=80", "port");
-    refused("injection.mode=webhook", "mode");
+    refused("injection.mode=hook", "mode");
+    refused("injection.webhook.port=443", "port");
     refused("maxConcurrentRollouts=0", "maxConcurrentRollouts");
     refused("image.digest=latest", "digest");
     refused("extraArgs={run}", "extraArgs");

@@ -77,6 +77,8 @@ pub fn a_release_for_one_namespace_serves_it_and_has_no_rights_elsewhere(cluster
         Ok(pod) if has_sidecar(&pod) => Ok(()),
         other => Err(format!("{other:?}")),
     });
+    let (Ok(said) | Err(said)) = cluster.plugin(&["check"]);
+    assert!(said.contains("✓ sidecars are put into pods at admission"), "by whatever name: {said}");
     let elsewhere = admitted(cluster, "other").expect("the policy of this release is for its own namespace");
     assert!(!has_sidecar(&elsewhere), "{elsewhere}");
     assert!(cluster.get("other", "etcdproxy/beside")["status"].is_null(), "nor does the operator look elsewhere");

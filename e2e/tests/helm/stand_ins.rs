@@ -2,7 +2,7 @@
 //! with their Secrets as files and free ports of this machine in place of their own.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use etcd_proxy_e2e::{Process, ports, programs};
 use serde_json::{Value, json};
 
+use crate::containers::{arguments, texts};
 use crate::control_plane::{ControlPlane, operator_program};
 
 /// How often pods are looked at.
@@ -77,6 +78,11 @@ fn look_after_pods(kubectl: &Path, kubeconfig: &Path) {
 
 /// The operator of a release, under its own account and with the arguments of its Deployment.
 pub fn operator(cluster: &ControlPlane, namespace: &str, name: &str) -> Process {
+    operator_at(cluster, namespace, name, "127.0.0.1:0")
+}
+
+/// The same, with its webhook, if it has one, at this address.
+pub fn operator_at(cluster: &ControlPlane, namespace: &str, name: &str, webhook: &str) -> Process {
     let pod = &cluster.get(namespace, &format!("deployment/{name}"))["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     assert_eq!(container["command"], json!(["etcd-proxy-operator"]));
@@ -87,8 +93,13 @@ pub fn operator(cluster: &ControlPlane, namespace: &str, name: &str) -> Process 
     command.env("KUBECONFIG", kubeconfig.path());
     command.env("POD_NAME", format!("{name}-0")).env("POD_NAMESPACE", namespace);
     for argument in texts(&container["args"]) {
-        let listens = argument.starts_with("--listen=");
-        command.arg(if listens { "--listen=127.0.0.1:0" } else { &argument });
+        match argument.split_once('=') {
+            Some(("--listen", _)) => command.arg("--listen=127.0.0.1:0"),
+            Some(("--webhook-listen", _)) => {
+                command.args([&format!("--webhook-listen={webhook}"), "--webhook-names=127.0.0.1"])
+            }
+            _ => command.arg(&argument),
+        };
     }
     let process = Process::spawn(name, &mut command, b"");
     process.expect_stderr("this process leads");
@@ -117,7 +128,8 @@ pub fn run_test_pod(cluster: &ControlPlane, namespace: &str, pod: &str) {
         let deployment = cluster.get(&text("namespace"), &format!("deployment/{}", text("name")));
         let template = &deployment["spec"]["template"]["spec"];
         let (port, metrics) = (ports::free(), ports::free());
-        let arguments = arguments(cluster, &text("namespace"), template, &folder.path().join(name));
+        let arguments =
+            arguments(cluster, &text("namespace"), template, &template["containers"][0], &folder.path().join(name));
         let arguments = arguments.into_iter().map(|argument| {
             argument
                 .replace("0.0.0.0:2379", &format!("127.0.0.1:{port}"))
@@ -131,7 +143,8 @@ pub fn run_test_pod(cluster: &ControlPlane, namespace: &str, pod: &str) {
         endpoints.insert(name, format!("https://127.0.0.1:{port}"));
     }
     let object = cluster.until(namespace, &format!("pod/{pod}"), "it runs", |pod| pod["status"]["phase"] == "Running");
-    let arguments = arguments(cluster, namespace, &object["spec"], &folder.path().join("pod"));
+    let pod_spec = &object["spec"];
+    let arguments = arguments(cluster, namespace, pod_spec, &pod_spec["containers"][0], &folder.path().join("pod"));
     for (name, endpoint) in &endpoints {
         // The name of the Service is for pods; the certificate is good for this address too.
         let file = folder.path().join("pod").join("bindings").join(name).join("endpoints");
@@ -150,44 +163,4 @@ pub fn run_test_pod(cluster: &ControlPlane, namespace: &str, pod: &str) {
     }
     let done = json!({"status": {"phase": "Succeeded"}}).to_string();
     cluster.kubectl(&["patch", "pod", "-n", namespace, pod, "--subresource=status", "-p", &done]);
-}
-
-/// The arguments of a pod's first container, its volumes made files below `folder`.
-fn arguments(cluster: &ControlPlane, namespace: &str, pod: &Value, folder: &Path) -> Vec<String> {
-    let container = &pod["containers"][0];
-    let mut places: Vec<(String, PathBuf)> = Vec::new();
-    for mount in container["volumeMounts"].as_array().into_iter().flatten() {
-        let path = mount["mountPath"].as_str().expect("a mount has a path");
-        let volume = pod["volumes"].as_array().into_iter().flatten().find(|volume| volume["name"] == mount["name"]);
-        let secret =
-            volume.expect("a mount has a volume")["secret"]["secretName"].as_str().expect("only Secrets are used");
-        let at = folder.join(path.trim_start_matches('/'));
-        std::fs::create_dir_all(&at).expect("the folder can be made");
-        let secret = cluster.until(namespace, &format!("secret/{secret}"), "it is there", |secret| !secret.is_null());
-        for (name, data) in secret["data"].as_object().expect("a Secret has data") {
-            std::fs::write(at.join(name), base64(data.as_str().expect("data is text")))
-                .expect("the file can be written");
-        }
-        places.push((path.to_owned(), at));
-    }
-    let place = |mut argument: String| {
-        for (path, at) in &places {
-            argument = argument.replace(path, &at.display().to_string());
-        }
-        argument
-    };
-    texts(&container["args"]).into_iter().map(place).collect()
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().map(|one| one.as_str().expect("a text").to_owned()).collect()
-}
-
-fn base64(text: &str) -> Vec<u8> {
-    let mut child = Command::new("base64");
-    let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
-    std::fs::write(file.path(), text).expect("the file can be written");
-    let output = child.arg("-d").arg(file.path()).output().expect("base64 can be started");
-    assert!(output.status.success(), "a Secret's data is base64");
-    output.stdout
 }

@@ -96,33 +96,34 @@ async fn lease(client: &Client, namespace: &str) -> Line {
     }
 }
 
+/// What puts sidecars into pods may be called otherwise, by a chart's release, so that it is known by what it holds.
 async fn injection(client: &Client) -> Line {
-    let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingadmissionpolicies");
-    let served = client.list_api_group_resources("admissionregistration.k8s.io/v1").await;
-    let served = served.is_ok_and(|list| list.resources.iter().any(|one| one.name == resource.plural));
-    let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    if let Ok(Some(configuration)) = webhooks.get_opt(webhook::CONFIGURATION).await {
-        let all = configuration.webhooks.unwrap_or_default();
-        let known = all.iter().any(|one| one.name == webhook::WEBHOOK && one.client_config.ca_bundle.is_some());
-        return if known {
+    let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone()).list(&ListParams::default()).await;
+    let webhooks = webhooks.into_iter().flatten().flat_map(|configuration| configuration.webhooks.unwrap_or_default());
+    if let Some(ours) = webhooks.into_iter().find(|one| one.name == webhook::WEBHOOK) {
+        return if ours.client_config.ca_bundle.is_some() {
             good("sidecars are put into pods at admission, by the webhook")
         } else {
             bad("the webhook for sidecars has no CA yet; does an operator run with --webhook-listen?")
         };
     }
-    if !served {
+    let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingadmissionpolicies");
+    let served = client.list_api_group_resources("admissionregistration.k8s.io/v1").await;
+    if !served.is_ok_and(|list| list.resources.iter().any(|one| one.name == resource.plural)) {
         return good(
             "sidecars at admission are not installed: this API server has no MutatingAdmissionPolicy, so it takes \
              deploy/admission/webhook.yaml; `kubectl etcdproxy inject` works",
         );
     }
-    match Api::<DynamicObject>::all_with(client.clone(), &resource).get_opt("etcdproxy-inject").await {
-        Ok(Some(_)) => good("sidecars are put into pods at admission"),
-        Ok(None) => good(
+    let policies = Api::<DynamicObject>::all_with(client.clone(), &resource).list(&ListParams::default()).await;
+    let is_ours = |one: &DynamicObject| one.name_any().split('.').next() == Some("etcdproxy-inject");
+    match policies {
+        Ok(all) if all.items.iter().any(is_ours) => good("sidecars are put into pods at admission"),
+        Ok(_) => good(
             "sidecars at admission are not installed (deploy/admission/inject.yaml); `kubectl etcdproxy inject` works",
         ),
-        Err(_) => good("whether sidecars are put into pods at admission is not known: you may not read the policy"),
+        Err(_) => good("whether sidecars are put into pods at admission is not known: you may not read the policies"),
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::{CONFIGURATION, SERVICE, WEBHOOK};
+use super::{Flags, WEBHOOK};
 use crate::admin::Metrics;
 use crate::certs::{self, Data};
 use crate::plan::Object;
@@ -31,31 +31,12 @@ const LOOK: Duration = Duration::from_secs(15);
 /// The same while there is no certificate, or the last look failed.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Looks again and again until the process ends.
-pub async fn keep(
+pub struct Keeper {
     client: Client,
     namespace: String,
-    names: Vec<String>,
-    settings: watch::Sender<Option<Arc<ServerConfig>>>,
-    metrics: Arc<Metrics>,
-) {
-    let mut keeper = Keeper { client, namespace, names, loaded: Data::new(), told: String::new() };
-    loop {
-        let mut wait = LOOK;
-        match keeper.look(&settings).await {
-            Ok(()) => metrics.webhook.store(true, Ordering::Relaxed),
-            Err(error) => {
-                tracing::warn!("the webhook's certificate: {error:#}; trying again");
-                wait = AGAIN;
-            }
-        }
-        tokio::time::sleep(wait).await;
-    }
-}
-
-struct Keeper {
-    client: Client,
-    namespace: String,
+    /// The Secret, named like the Service that the certificate is for.
+    secret: String,
+    configuration: String,
     names: Vec<String>,
     /// What is served.
     loaded: Data,
@@ -64,6 +45,33 @@ struct Keeper {
 }
 
 impl Keeper {
+    pub fn new(client: Client, namespace: &str, flags: &Flags, names: Vec<String>) -> Keeper {
+        Keeper {
+            client,
+            namespace: namespace.to_owned(),
+            secret: flags.webhook_service.clone(),
+            configuration: flags.webhook_configuration.clone(),
+            names,
+            loaded: Data::new(),
+            told: String::new(),
+        }
+    }
+
+    /// Looks again and again until the process ends.
+    pub async fn keep(mut self, settings: watch::Sender<Option<Arc<ServerConfig>>>, metrics: Arc<Metrics>) {
+        loop {
+            let mut wait = LOOK;
+            match self.look(&settings).await {
+                Ok(()) => metrics.webhook.store(true, Ordering::Relaxed),
+                Err(error) => {
+                    tracing::warn!("the webhook's certificate: {error:#}; trying again");
+                    wait = AGAIN;
+                }
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     async fn look(&mut self, settings: &watch::Sender<Option<Arc<ServerConfig>>>) -> anyhow::Result<()> {
         let data = self.stored().await?;
         if data != self.loaded {
@@ -77,11 +85,12 @@ impl Keeper {
     /// What stands in the Secret, after whatever is due was issued.
     async fn stored(&self) -> anyhow::Result<Data> {
         let api = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
-        let found = api.get_opt(SERVICE).await.with_context(|| format!("cannot read Secret {SERVICE}"))?;
+        let name = &self.secret;
+        let found = api.get_opt(name).await.with_context(|| format!("cannot read Secret {name}"))?;
         let version = found.as_ref().and_then(ResourceExt::resource_version);
         let before: Data =
             found.and_then(|found| found.data).into_iter().flatten().map(|(key, bytes)| (key, bytes.0)).collect();
-        let object = Object { namespace: self.namespace.clone(), name: SERVICE.to_owned(), uid: String::new() };
+        let object = Object { namespace: self.namespace.clone(), name: name.clone(), uid: String::new() };
         let data = certs::keep_server(&object, &self.names, &before, OffsetDateTime::now_utc())?;
         if data == before {
             return Ok(data);
@@ -98,16 +107,16 @@ impl Keeper {
                     texts[gone] = Value::Null;
                 }
                 let patch = json!({"metadata": {"resourceVersion": version}, "data": texts});
-                api.patch(SERVICE, &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| ())
+                api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| ())
             }
         };
         match written {
             Ok(()) => {
-                tracing::info!(secret = SERVICE, "issued a certificate for the webhook");
+                tracing::info!(secret = name, "issued a certificate for the webhook");
                 Ok(data)
             }
             Err(kube::Error::Api(status)) if status.code == 409 => bail!("another process has just written it"),
-            Err(error) => Err(error).with_context(|| format!("cannot write Secret {SERVICE}")),
+            Err(error) => Err(error).with_context(|| format!("cannot write Secret {name}")),
         }
     }
 
@@ -115,7 +124,7 @@ impl Keeper {
         json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
             "metadata": {
-                "name": SERVICE, "namespace": self.namespace, "labels": {"app.kubernetes.io/managed-by": MANAGER},
+                "name": self.secret, "namespace": self.namespace, "labels": {"app.kubernetes.io/managed-by": MANAGER},
             },
             "data": data,
         })
@@ -124,35 +133,38 @@ impl Keeper {
     /// Writes the CA into the configuration, and nothing else of it.
     async fn tell_the_api_server(&mut self) -> anyhow::Result<()> {
         let api = Api::<MutatingWebhookConfiguration>::all(self.client.clone());
-        let found = api.get_opt(CONFIGURATION).await;
-        let found = found.with_context(|| format!("cannot read MutatingWebhookConfiguration {CONFIGURATION}"))?;
+        let name = &self.configuration;
+        let found = api.get_opt(name).await;
+        let found = found.with_context(|| format!("cannot read MutatingWebhookConfiguration {name}"))?;
         let webhooks = found.and_then(|found| found.webhooks).unwrap_or_default();
         let Some(webhook) = webhooks.iter().find(|webhook| webhook.name == WEBHOOK) else {
-            self.tell("no MutatingWebhookConfiguration etcdproxy-inject asks this webhook; apply deploy/admission/webhook.yaml");
+            self.tell(format!(
+                "no MutatingWebhookConfiguration {name} asks this webhook; deploy/admission/webhook.yaml is one"
+            ));
             return Ok(());
         };
         let bundle = ByteString(self.loaded.get("ca.crt").cloned().unwrap_or_default());
         if webhook.client_config.ca_bundle.as_ref() == Some(&bundle) {
-            self.tell("the API server knows the webhook's CA");
+            self.tell("the API server knows the webhook's CA".to_owned());
             return Ok(());
         }
         let patch = json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-            "metadata": {"name": CONFIGURATION},
+            "metadata": {"name": name},
             "webhooks": [{"name": WEBHOOK, "clientConfig": {"caBundle": bundle}}],
         });
         let parameters = PatchParams::apply(MANAGER).force();
-        let patched = api.patch_metadata(CONFIGURATION, &parameters, &Patch::Apply(&patch)).await;
-        patched.with_context(|| format!("cannot write the CA into MutatingWebhookConfiguration {CONFIGURATION}"))?;
-        self.tell("the API server knows the webhook's CA");
+        let patched = api.patch_metadata(name, &parameters, &Patch::Apply(&patch)).await;
+        patched.with_context(|| format!("cannot write the CA into MutatingWebhookConfiguration {name}"))?;
+        self.tell("the API server knows the webhook's CA".to_owned());
         Ok(())
     }
 
     /// Logs it unless it is what was last logged.
-    fn tell(&mut self, text: &str) {
+    fn tell(&mut self, text: String) {
         if self.told != text {
-            text.clone_into(&mut self.told);
             tracing::info!("{text}");
+            self.told = text;
         }
     }
 }
@@ -174,7 +186,7 @@ mod tests {
 
     #[test]
     fn what_is_issued_can_be_served() {
-        let object = Object { namespace: "ns".to_owned(), name: SERVICE.to_owned(), uid: String::new() };
+        let object = Object { namespace: "ns".to_owned(), name: "hook".to_owned(), uid: String::new() };
         let names = ["a.ns.svc".to_owned(), "10.0.0.1".to_owned()];
         let now = OffsetDateTime::now_utc();
         let data = certs::keep_server(&object, &names, &Data::new(), now).expect("it can be issued");

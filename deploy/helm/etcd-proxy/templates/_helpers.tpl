@@ -95,11 +95,22 @@ labels:
 {{- end -}}
 {{- end -}}
 
-{{- /* Whether the API server itself puts sidecars into pods: where it can, or as the values say. */ -}}
-{{- define "etcd-proxy.injects" -}}
-{{- $mode := .Values.injection.mode -}}
-{{- $can := and (semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version) (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy") -}}
-{{- if and (include "etcd-proxy.clusterScope" .) (or (eq $mode "policy") (and (eq $mode "auto") $can (ne .Values.rbac.profile "namespaced"))) -}}yes{{- end -}}
+{{- /*
+Who puts sidecars into pods: policy, webhook or off. YAML takes an off without quotes for false. With the profile
+namespaced nobody does unless told to, since both ways take rights for the whole cluster to install. The version decides
+and not what the server lists, since `helm template` knows of no server's kinds.
+*/ -}}
+{{- define "etcd-proxy.injection" -}}
+{{- $mode := kindIs "bool" .Values.injection.mode | ternary "off" .Values.injection.mode -}}
+{{- $can := semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version -}}
+{{- if ne $mode "auto" -}}{{ $mode }}
+{{- else if eq .Values.rbac.profile "namespaced" -}}off
+{{- else -}}{{ ternary "policy" "webhook" $can }}{{- end -}}
+{{- end -}}
+
+{{- /* The Service of the webhook, and the Secret of its certificate. */ -}}
+{{- define "etcd-proxy.webhookService" -}}
+{{- printf "%s-webhook" (include "etcd-proxy.fullname" .) -}}
 {{- end -}}
 
 {{- /*
