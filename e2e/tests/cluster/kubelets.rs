@@ -15,6 +15,9 @@ const ROUNDS_BETWEEN_LOOKS: u32 = 4;
 /// The claim on the keys of this namespace fails, as if another cluster held it.
 pub const FOREIGN: &str = "team-foreign";
 
+/// The proxies of this namespace run and are not ready, as kubelet reports those whose probe fails.
+pub const UNREADY: &str = "team-unready";
+
 /// Reports pods as ready while it lives.
 pub struct Kubelets {
     stop: Arc<AtomicBool>,
@@ -82,13 +85,18 @@ fn act(door: &str, pods: &Value) {
             let _ = http::send("DELETE", door, &path, "application/json", &now.to_string());
         } else if pod["status"]["phase"] == "Pending" {
             let job = pod["metadata"]["ownerReferences"][0]["kind"] == "Job";
-            let foreign = pod["metadata"]["labels"]["etcdproxy.dev/namespace"] == FOREIGN;
+            let tenant = &pod["metadata"]["labels"]["etcdproxy.dev/namespace"];
             let status = if job {
                 json!({"status": {"phase": "Succeeded"}})
-            } else if foreign {
+            } else if tenant == FOREIGN {
                 json!({"status": {"initContainerStatuses": [{
                     "name": "claim", "image": "", "imageID": "", "ready": false, "restartCount": 1,
                     "state": {"terminated": {"exitCode": 3, "message": "these keys belong to another"}},
+                }]}})
+            } else if tenant == UNREADY {
+                json!({"status": {"phase": "Running", "containerStatuses": [{
+                    "name": "etcd-proxy", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {"running": {"startedAt": "2020-01-01T00:00:00Z"}},
                 }]}})
             } else {
                 json!({"status": {"phase": "Running", "conditions": [

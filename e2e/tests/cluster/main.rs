@@ -3,7 +3,9 @@
 //! kubelet would report of pods is reported by a stand-in. One control plane serves all, since it takes longer to start
 //! than to use.
 
+mod containers;
 mod control_plane;
+mod credentials;
 mod definitions;
 mod injection;
 mod kubelets;
@@ -43,6 +45,7 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     lifecycle::the_plugin_shows_what_is_there_and_what_is_wrong(&cluster);
     injection::a_backend_can_ask_for_the_verb_use(&cluster);
     tenants::a_tenant_gets_proxies_but_never_the_credential(&cluster);
+    credentials::rendered_proxies_prove_themselves_to_etcd_and_check_its_name(&cluster);
     tenants::keys_that_are_anothers_are_not_served(&cluster);
     tenants::keys_are_purged_if_the_backend_says_so(&cluster);
     tenants::of_overlapping_grants_one_wins(&cluster);
