@@ -220,6 +220,8 @@ pub struct Registration {
     pub advertise: Advertise,
     /// The port that is advertised.
     pub port: i32,
+    /// Below which the cluster's DNS has the pods' names, if these are advertised.
+    pub pod_domain: Option<String>,
 }
 
 /// Decides everything about one object.
@@ -262,6 +264,7 @@ pub fn check(proxy: &EtcdProxy, fetched: &Fetched, settings: &Settings) -> Resul
             ttl_seconds: wanted.ttl_seconds,
             advertise: wanted.advertise,
             port: if wanted.advertise == Advertise::HostIP { spec.host_port.unwrap_or(spec.port) } else { spec.port },
+            pod_domain: (wanted.advertise == Advertise::PodDNS).then(|| home.pod_domain()),
         }),
         drain_seconds: spec.drain_seconds.unwrap_or(DEFAULT_DRAIN_SECONDS),
     };

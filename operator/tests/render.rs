@@ -157,8 +157,13 @@ fn each_field_becomes_the_flag_that_it_means() {
     let flags = flags_of(&format!("{{{OWN}, {CLEAR}, hostPort: 4000, {registered}}}"));
     assert_eq!((flags.resolver_prefix.as_str(), flags.resolver_ttl), ("here", 9));
     assert_eq!(flags.advertise_client_url, "http://192.168.0.1:4000");
-    let flags = flags_of(&format!("{{{OWN}, {CLEAR}, registration: {{prefix: here, ttlSeconds: 9}}}}"));
-    assert_eq!(flags.advertise_client_url, "http://10.1.2.3:2379");
+    let flags = flags_of(&format!("{{{OWN}, {CLEAR}, registration: {{advertise: PodIP}}}}"));
+    assert_eq!(flags.advertised(), "http://10.1.2.3:2379");
+    // What a client reads in the member list is a name that the certificate has.
+    let named = plan(&format!("{{{OWN}, registration: {{}}}}"));
+    assert_eq!(parsed(&pod(&named)["containers"][0]).advertised(), "https://10-1-2-3.x-pods.team.svc:2379");
+    let names = &named.managed.as_ref().expect("its certificate is managed").names;
+    assert!(names.contains(&"*.x-pods.team.svc".to_owned()), "{names:?}");
 
     let flags = flags_of(&format!("{{{OWN}, keyPrefix: '$(HOME)/'}}"));
     assert_eq!(flags.namespace, b"$(HOME)/", "Kubernetes does not fill in what stands in a prefix");

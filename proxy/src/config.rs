@@ -134,7 +134,7 @@ fn discovery(flags: &Flags) -> discovery::Config {
 
 /// How this proxy is shown in member lists, if it is.
 fn advertised(flags: &Flags) -> Option<Proxy> {
-    let address = flags.advertise_client_url.clone();
+    let address = flags.advertised();
     (!address.is_empty()).then(|| Proxy { name: host_name().unwrap_or_else(|| address.clone()), address })
 }
 

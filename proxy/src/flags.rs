@@ -3,6 +3,7 @@
 //! `Flags` is the one table. Its fields carry name, default, type and help; the parser, the config file, the help text,
 //! `docs/flags.md` and the start-up log are all read off it, so a flag is added in one place.
 
+mod advertise;
 mod check;
 mod command_line;
 mod commands;
@@ -137,6 +138,13 @@ pub struct Flags {
     /// address to register, and to show in member lists; must be reachable by clients ("" shows etcd's own members)
     #[arg(long, help_heading = REGISTRATION, value_name = "string", default_value = "127.0.0.1:23790")]
     pub advertise_client_url: String,
+
+    /// DNS domain of a headless Service: the IP address in advertise-client-url is advertised as the pod's name below it
+    ///
+    /// A cluster's DNS knows the pod 10.1.2.3 of such a Service as 10-1-2-3.registry-pods.team-a.svc, which a certificate for
+    /// *.registry-pods.team-a.svc covers, while nobody can name the address in a certificate beforehand.
+    #[arg(long, help_heading = REGISTRATION, value_name = "string", default_value = "")]
+    pub advertise_pod_domain: String,
 
     /// prefix of the keys under which this proxy registers itself (must be shared with the other proxies)
     #[arg(long, help_heading = REGISTRATION, value_name = "string", default_value = "")]

@@ -33,6 +33,8 @@ fn proxies() -> Vec<(String, &'static str)> {
         (own("limits: {watches: 1, storedBytes: 6000000000, perConnection: {watches: 1}}"), ""),
         (own("api: {allow: [Maintenance/HashKV], deny: [Lock/Lock]}"), ""),
         (shared("api: {deny: [KV/Txn]}"), ""),
+        (shared("registration: {}"), ""),
+        (own("registration: {advertise: PodDNS}"), ""),
         (
             "{upstream: {endpoints: ['https://a:1'], tls: {serverName: etcd}, auth: {secretRef: {name: u}}}}"
                 .to_owned(),
@@ -58,7 +60,7 @@ fn proxies() -> Vec<(String, &'static str)> {
         (own("tls: {source: Disabled, insecure: true, clientCARef: {kind: Secret, name: a}}"), "has no effect"),
         (own("tls: {source: Disabled, insecure: true, extraSANs: [a]}"), "tls.extraSANs go into a Managed certificate"),
         (own("api: {profile: Tenant}"), "set a keyPrefix, or leave the profile out"),
-        (own("registration: {}"), "which a Managed certificate cannot name"),
+        (own("registration: {advertise: PodIP}"), "which a Managed certificate cannot name"),
         (own("tls: {source: Disabled, insecure: true}, registration: {prefix: /a}"), "must not start or end with '/'"),
         (
             own("tls: {source: Disabled, insecure: true}, registration: {advertise: HostIP}"),

@@ -61,7 +61,7 @@ use super::status::EtcdProxyStatus;
     validation = Rule::new("self.port != self.metrics.port").message("port and metrics.port must differ"),
     validation = Rule::new("!has(self.hostPort) || !has(self.updateStrategy) || !has(self.updateStrategy.maxSurge) || string(self.updateStrategy.maxSurge) in ['0', '0%']").message("updateStrategy.maxSurge must be 0 with hostPort: two pods cannot bind one host port"),
     validation = Rule::new("!has(self.registration) || self.mode != 'Sidecar'").message("spec.registration makes no sense with mode Sidecar: a sidecar listens on its pod's loopback"),
-    validation = Rule::new("!has(self.registration) || self.tls.source != 'Managed'").message("spec.registration advertises addresses by IP, which a Managed certificate cannot name; use tls.source Secret with a certificate that names them, or Disabled"),
+    validation = Rule::new("!has(self.registration) || self.registration.advertise == 'PodDNS' || self.tls.source != 'Managed'").message("registration.advertise PodIP and HostIP register addresses, which a Managed certificate cannot name; use PodDNS, or tls.source Secret with a certificate that names them"),
     validation = Rule::new("!has(self.registration) || self.registration.advertise != 'HostIP' || has(self.hostPort)").message("registration.advertise HostIP needs spec.hostPort")
 )]
 pub struct EtcdProxySpec {
@@ -284,7 +284,8 @@ pub struct Registration {
     #[serde(default = "registration_ttl")]
     #[schemars(range(min = 5, max = 3600))]
     pub ttl_seconds: i32,
-    /// The address that is registered: the pod's, or with hostPort the node's.
+    /// What is registered: the pod's name in the cluster's DNS, which a Managed certificate covers; the pod's address; or
+    /// with hostPort the node's address.
     #[serde(default)]
     pub advertise: Advertise,
 }
@@ -300,6 +301,7 @@ fn registration_ttl() -> i32 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Advertise {
     #[default]
+    PodDNS,
     PodIP,
     HostIP,
 }

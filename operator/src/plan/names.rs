@@ -75,6 +75,12 @@ impl Home {
         format!("{}-pods", self.base)
     }
 
+    /// Below it the cluster's DNS has a name for each pod, its address with dashes. Without the cluster's own domain, as
+    /// certificates have it.
+    pub fn pod_domain(&self) -> String {
+        format!("{}.{}.svc", self.headless_service(), self.namespace)
+    }
+
     /// Every name by which a client may reach the proxies.
     pub fn server_names(&self, object: &Object, domain: &str, further: Vec<String>) -> Vec<String> {
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
@@ -88,7 +94,7 @@ impl Home {
         if (self.base.as_str(), self.namespace.as_str()) != (object.name.as_str(), object.namespace.as_str()) {
             service(&self.base, &self.namespace);
         }
-        names.push(format!("*.{}.{}.svc", self.headless_service(), self.namespace));
+        names.push(format!("*.{}", self.pod_domain()));
         names.extend(further);
         let mut seen = std::collections::BTreeSet::new();
         names.retain(|name| seen.insert(name.clone()));

@@ -160,10 +160,14 @@ pub fn arguments(proxy: &Proxy, url: &str) -> Vec<String> {
         Some(registration) => {
             let scheme = if proxy.serving == Serving::Clear { "http" } else { "https" };
             let address = match registration.advertise {
-                Advertise::PodIP => "$(POD_IP)",
+                // The proxy makes the name of it, since Kubernetes has no variable with dashes.
+                Advertise::PodDNS | Advertise::PodIP => "$(POD_IP)",
                 Advertise::HostIP => "$(HOST_IP)",
             };
             flags.push("advertise-client-url", format!("{scheme}://{address}:{}", registration.port));
+            if let Some(domain) = &registration.pod_domain {
+                flags.push("advertise-pod-domain", domain);
+            }
             flags.push("resolver-prefix", &registration.prefix);
             flags.push("resolver-ttl", registration.ttl_seconds.to_string());
         }
@@ -279,7 +283,7 @@ fn environment(proxy: &Proxy) -> Vec<Value> {
     let mut variables: Vec<Value> = user_name(proxy).into_iter().collect();
     let Some(registration) = &proxy.registration else { return variables };
     let (name, field) = match registration.advertise {
-        Advertise::PodIP => ("POD_IP", "status.podIP"),
+        Advertise::PodDNS | Advertise::PodIP => ("POD_IP", "status.podIP"),
         Advertise::HostIP => ("HOST_IP", "status.hostIP"),
     };
     variables.push(json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": field}}}));

@@ -91,9 +91,8 @@ async fn handshake(report: &mut Report, flags: &Flags, server: &ServerTls) -> Ou
     };
     if let Some(leaf) = connected.get_ref().1.peer_certificates().and_then(<[_]>::first) {
         let hosts = Certificate::read(leaf).map(|certificate| certificate.hosts.join(", ")).unwrap_or_default();
-        for (flag, address) in
-            [("advertise-client-url", &flags.advertise_client_url), ("listen-addr", &flags.listen_addr)]
-        {
+        let advertised = flags.advertised();
+        for (flag, address) in [("advertise-client-url", &advertised), ("listen-addr", &flags.listen_addr)] {
             let host = host(address);
             if !is_everywhere(host) && !certificate::is_for(leaf, host) {
                 let words = format!("the certificate is for {hosts} and not for {host} of --{flag}");

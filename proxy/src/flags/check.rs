@@ -96,6 +96,7 @@ impl Flags {
         if self.endpoints.is_empty() && self.discovery_srv.is_empty() {
             return Err("etcdclient: no available endpoints: give --endpoints or --discovery-srv".to_owned());
         }
+        self.check_advertised()?;
         self.json.check()?;
         self.login.check()?;
         check_pair("key", &self.key, "cert", &self.cert)?;

@@ -12,6 +12,7 @@ pub fn one_of_each() -> Vec<(&'static str, &'static str, Change)> {
         ("discovery-srv-name", "x", |f| f.discovery_srv_name = "x".into()),
         ("insecure-discovery", "true", |f| f.insecure_discovery = true),
         ("advertise-client-url", "c:3", |f| f.advertise_client_url = "c:3".into()),
+        ("advertise-pod-domain", "pods.a.svc", |f| f.advertise_pod_domain = "pods.a.svc".into()),
         ("resolver-prefix", "p", |f| f.resolver_prefix = "p".into()),
         ("resolver-ttl", "60", |f| f.resolver_ttl = 60),
         ("namespace", "ns/", |f| f.namespace = b"ns/".to_vec()),

@@ -71,6 +71,10 @@ fn check_refuses_what_cannot_work_and_says_what_would_be_right() {
         (&["--threads=1025"], "invalid threads 1025: it should be 0 to 1024"),
         (&["--watch-log-max-bytes=1"], "invalid watch-log-max-bytes 1: it should be 65536 to 4294967295"),
         (&["--leasing-ttl=1"], "invalid leasing-ttl 1: it should be 2 to 86400"),
+        (
+            &["--advertise-client-url=a:1", "--advertise-pod-domain=b.svc"],
+            "invalid advertise-pod-domain \"b.svc\": it wants an advertise-client-url of an IP address and a port, and not \"a:1\"",
+        ),
         (&["--leasing-max-bytes=1"], "invalid leasing-max-bytes 1: it should be 65536 to 4294967295"),
         (&["--max-header-list-bytes=1"], "invalid max-header-list-bytes 1: it should be 4096 to 16777216"),
     ];
