@@ -14,6 +14,7 @@ pub mod doors;
 pub mod drain;
 pub mod exchange;
 pub mod flags;
+pub mod footprint;
 #[cfg(test)]
 mod foreign;
 pub mod gateway;

@@ -1,6 +1,7 @@
 //! One request: refuse it, understand it, or let it through. Only this file knows which lane an RPC takes.
 
 use std::{
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,11 +12,11 @@ use http::{HeaderMap, Request, StatusCode, header::CONTENT_TYPE, uri::PathAndQue
 use tokio::sync::watch as tokio_watch;
 
 use crate::{
-    admission::{self, throttle::Throttle},
-    audit::AuditLog,
+    admission::{self, Seat, throttle::Throttle},
+    audit::{AuditLog, Note},
     exchange::{Outcome, Replies, Requests, Volume},
     logging,
-    metrics::{Metrics, Reason, code_name},
+    metrics::{Call, Metrics, Reason, code_name},
     rules::{
         caller::{Caller, Connection},
         methods::{self, Kind, Lane, Method},
@@ -60,9 +61,47 @@ pub struct Router {
     pub audit: Option<Arc<AuditLog>>,
 }
 
+/// How far a call was served where it came in.
+enum Dispatched {
+    Ended(Outcome),
+    /// It goes on by itself.
+    Watching(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+}
+
+/// What is noted when a call has ended, and what it holds until then.
+struct Ending<H> {
+    call: Option<Call>,
+    seat: Option<Seat>,
+    log: Option<CallLog>,
+    note: Option<Arc<Note>>,
+    _held: H,
+}
+
+impl<H> Ending<H> {
+    fn ended(self, code: Code) {
+        drop(self.seat);
+        if let Some(call) = self.call {
+            call.finished(code);
+        }
+        if let Some(log) = self.log {
+            log.finished(code);
+        }
+        if let Some(note) = self.note {
+            note.finished(code);
+        }
+    }
+}
+
 impl Router {
-    /// Serves one gRPC request from its head to its end.
-    pub async fn serve(&self, connection: Arc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    /// Serves one gRPC request from its head to its end, or to where it goes on in a task of its own. `held` is dropped
+    /// when the call has ended.
+    pub async fn serve(
+        &self,
+        connection: Arc<Connection>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        held: impl Send + 'static,
+    ) {
         if !is_grpc(request.headers()) {
             let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
             let refusal = status::not_grpc(content_type.unwrap_or_default());
@@ -85,22 +124,29 @@ impl Router {
         let log = self.logs_calls.then(|| CallLog::new(&caller.connection, path));
         let volume = log.as_ref().map(|log| log.volume.clone());
         let (requests, replies) = (requests.measured(volume.clone()), replies.measured(volume));
+        let mut ending = Ending { call: None, seat: None, log, note, _held: held };
         let code = match methods::find(path) {
             Some(method) => {
                 let call = self.metrics.started(method);
                 let requests = requests.unary(method.kind == Kind::Unary).counted(call.messages());
                 let replies = replies.counted(call.messages());
+                ending.call = Some(call);
                 let outcome = match admission::enter(&caller.connection, method) {
                     Ok(seat) => {
-                        let outcome = self.dispatch(caller, method, requests, replies, deadline).await;
-                        drop(seat);
-                        outcome
+                        ending.seat = Some(seat);
+                        match self.dispatch(caller, method, requests, replies, deadline).await {
+                            Dispatched::Ended(outcome) => outcome,
+                            // This task holds the head of the request and has room for a call of any kind. Watches are
+                            // many and live long, so each goes on in a task that has what it needs and no more.
+                            Dispatched::Watching(watching) => {
+                                tokio::spawn(async move { ending.ended(watching.await.unwrap_or(Code::Cancelled)) });
+                                return;
+                            }
+                        }
                     }
                     Err(exceeded) => Box::pin(turn_away(replies, exceeded)).await,
                 };
-                let code = outcome.unwrap_or(Code::Cancelled);
-                call.finished(code);
-                code
+                outcome.unwrap_or(Code::Cancelled)
             }
             None if caller.tenant().lets_unknown_calls_pass() && methods::may_be_one(path) => {
                 let outcome = Box::pin(calls::forward_unknown(&self.upstream, &caller, path, requests, replies)).await;
@@ -113,12 +159,7 @@ impl Router {
                 Code::Unimplemented
             }
         };
-        if let Some(log) = log {
-            log.finished(code);
-        }
-        if let Some(note) = note {
-            note.finished(code);
-        }
+        ending.ended(code);
     }
 
     async fn dispatch(
@@ -128,17 +169,17 @@ impl Router {
         requests: Requests,
         replies: Replies,
         deadline: Option<Instant>,
-    ) -> Outcome {
+    ) -> Dispatched {
         let reads_only = match caller.tenant().policy.verdict(method) {
             Verdict::Allowed => false,
             Verdict::IfItReads => true,
             Verdict::Ignored => {
                 let answer = |request| calls::compact_nothing(&self.upstream, &caller, request);
-                return Box::pin(calls::answer(answer, requests, replies, deadline)).await;
+                return Dispatched::Ended(Box::pin(calls::answer(answer, requests, replies, deadline)).await);
             }
             Verdict::Refused(refusal) => {
                 self.metrics.refusals.note(&caller.tenant().name, Reason::Policy, method.path);
-                return Ok(calls::fail(replies, &status::not_allowed(method, refusal)));
+                return Dispatched::Ended(Ok(calls::fail(replies, &status::not_allowed(method, refusal))));
             }
         };
         let forward = calls::Forward {
@@ -153,7 +194,7 @@ impl Router {
             None => (requests, replies),
             Some(leasing) => {
                 match Box::pin(leasing.serve(&forward, &caller, method, requests, replies, deadline)).await {
-                    Served::Here(outcome) => return outcome,
+                    Served::Here(outcome) => return Dispatched::Ended(outcome),
                     Served::Elsewhere(requests, replies) => (requests, replies),
                 }
             }
@@ -161,23 +202,22 @@ impl Router {
         if method.lane == Lane::Range
             && let Some(cache) = &self.cache
         {
-            return Box::pin(cache.serve(&forward, &caller, method, requests, replies, deadline)).await;
+            let serving = cache.serve(&forward, &caller, method, requests, replies, deadline);
+            return Dispatched::Ended(Box::pin(serving).await);
         }
-        match method.lane {
+        let outcome = match method.lane {
             Lane::LeaseGrant | Lane::LeaseTimeToLive | Lane::LeaseLeases if caller.namespace().leases().is_some() => {
                 let answer = |request| self.own_leases(&caller, method, request);
                 Box::pin(calls::answer(answer, requests, replies, deadline)).await
             }
-            // All lanes are boxed: the task of every call is as large as the largest lane that stands in it, and a watch
-            // would hold what a put needs for as long as it lives.
+            // All lanes are boxed: the task of every call is as large as the largest lane that stands in it, and is
+            // copied whole three times.
             Lane::Forward | Lane::Compact | Lane::Range | Lane::LeaseGrant | Lane::LeaseTimeToLive => {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
             Lane::Watch => {
-                let watching = Box::pin(watch::serve(&self.hub, &self.bell, &caller, requests, replies, deadline));
-                // Its metadata are not needed any more, and watches live long.
-                drop(caller);
-                watching.await
+                let watching = watch::serve(&self.hub, &self.bell, &caller, requests, replies, deadline);
+                return Dispatched::Watching(Box::pin(watching));
             }
             Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies, deadline)).await,
             Lane::LeaseLeases if caller.namespace().is_empty() => {
@@ -194,7 +234,8 @@ impl Router {
             Lane::HealthCheck => Box::pin(self.health.check(requests, replies, deadline)).await,
             Lane::HealthList => Box::pin(self.health.list(requests, replies, deadline)).await,
             Lane::HealthWatch => Box::pin(self.health.watch(requests, replies, deadline)).await,
-        }
+        };
+        Dispatched::Ended(outcome)
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The rooms of the proxy, top floor first. A new room takes its place here before anyone can import it.
-const FLOORS: [&str; 31] = [
+const FLOORS: [&str; 32] = [
     "main",
     "check",
     "top",
@@ -34,6 +34,7 @@ const FLOORS: [&str; 31] = [
     "drain",
     "logging",
     "notify",
+    "footprint",
     "flags",
     "go",
     "lib",

@@ -78,6 +78,6 @@ async fn serve(pipe: DuplexStream, router: Arc<Router>) {
     let mut calls = tokio::task::JoinSet::new();
     while let Some(Ok((request, respond))) = http2.accept().await {
         let (router, connection) = (router.clone(), connection.clone());
-        calls.spawn(async move { router.serve(connection, request, respond).await });
+        calls.spawn(async move { router.serve(connection, request, respond, ()).await });
     }
 }

@@ -91,7 +91,7 @@ impl Calls {
             let Ok(mut http2) = builder.handshake::<_, Bytes>(far).await else { return };
             while let Some(Ok((request, respond))) = http2.accept().await {
                 let (router, connection) = (router.clone(), connection.clone());
-                tokio::spawn(async move { router.serve(connection, request, respond).await });
+                tokio::spawn(async move { router.serve(connection, request, respond, ()).await });
             }
         });
         let mut builder = h2::client::Builder::new();

@@ -120,13 +120,15 @@ pub async fn serve(
                 let (connection, open) = (connection.clone(), OpenCall::new(&shared));
                 // Boxed, since a task is copied whole three times in its life: a pointer is cheaper to copy.
                 tokio::spawn(Box::pin(async move {
-                    let _open = open;
                     match &front.router {
                         Some(router) if router::is_call(&request) => {
-                            router.serve(connection, request, respond).await;
+                            router.serve(connection, request, respond, open).await;
                         }
-                        // Boxed again, since every call's task is as large as the largest future that stands in it.
-                        _ => Box::pin(http.serve_http2(request, respond)).await,
+                        _ => {
+                            // Boxed again, since every call's task is as large as the largest future that stands in it.
+                            Box::pin(http.serve_http2(request, respond)).await;
+                            drop(open);
+                        }
                     }
                 }));
             }

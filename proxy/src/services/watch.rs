@@ -23,8 +23,9 @@ mod log;
 mod ranges;
 pub mod reader;
 mod sayings;
-mod seldom;
 mod session;
+mod sessions;
+mod watches;
 
 use bell::Bell;
 use hub::Hub;

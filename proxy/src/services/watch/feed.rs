@@ -123,11 +123,14 @@ impl Feed {
         self.failed.borrow().is_some() || self.commands.is_closed()
     }
 
-    /// Returns with the status that etcd ended every attempt with.
-    pub async fn failed(&mut self) -> Status {
-        match self.failed.wait_for(Option::is_some).await {
-            Ok(status) => status.clone().unwrap_or_else(status::draining),
-            Err(_) => status::draining(),
+    /// Returns with the status that etcd ended every attempt with. It does not keep the feed.
+    pub fn failed(&self) -> impl Future<Output = Status> + Send + use<> {
+        let mut failed = self.failed.clone();
+        async move {
+            match failed.wait_for(Option::is_some).await {
+                Ok(status) => status.clone().unwrap_or_else(status::draining),
+                Err(_) => status::draining(),
+            }
         }
     }
 }

@@ -164,7 +164,8 @@ impl Hub {
         };
         let of_tenant = feeds.iter().filter(|(other, _)| other.tenant == credentials.tenant);
         let of_tenant = of_tenant.filter_map(|(_, feed)| feed.upgrade()).map(|feed| feed.settings().clone()).next();
-        let feed = LiveFeed::start(parts, of_tenant.unwrap_or_else(|| self.settings.for_another()));
+        let settings = of_tenant.unwrap_or_else(|| self.settings.for_another());
+        let feed = LiveFeed::start(parts, settings, self.drain());
         feeds.insert(credentials, Arc::downgrade(&feed));
         feed
     }

@@ -2,7 +2,6 @@
 
 use std::{
     future::poll_fn,
-    hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -13,28 +12,7 @@ use std::{
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 use futures_util::task::AtomicWaker;
 
-use super::bell::Bell;
-
-/// A hash for the numbers that a session gives its watches. No client chooses them, so none can make them collide.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NumberHasher(u64);
-
-pub type NumberHash = BuildHasherDefault<NumberHasher>;
-
-impl Hasher for NumberHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The high bits choose within a bucket and the low ones the bucket; numbers in turn fill both.
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
-    }
-}
+use super::{bell::Bell, watches::Number};
 
 /// Filled by logs and the feed, emptied by the one session that owns it. A log tells a reader that has nothing to read
 /// once, and again only when that one has read all, so the inbox is bounded by the session's watches.
@@ -46,11 +24,13 @@ pub struct Inbox {
     content: Mutex<Content>,
     /// Set while it has rung and nobody has looked, so that a burst rings once.
     has_rung: AtomicBool,
+    /// Set for good when the session must end.
+    is_over: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Content {
-    ready: Vec<u64>,
+    ready: Vec<Number>,
     progress: Option<ResponseHeader>,
 }
 
@@ -61,7 +41,7 @@ impl Inbox {
     }
 
     /// A watch has something to read.
-    pub fn wake(self: &Arc<Self>, watch: u64) {
+    pub fn wake(self: &Arc<Self>, watch: Number) {
         self.content.lock().expect("nothing panics while it holds an inbox").ready.push(watch);
         self.ring();
     }
@@ -70,6 +50,16 @@ impl Inbox {
     pub fn progress(self: &Arc<Self>, header: ResponseHeader) {
         self.content.lock().expect("nothing panics while it holds an inbox").progress = Some(header);
         self.ring();
+    }
+
+    /// The session must end; its feed knows why.
+    pub fn tell_the_end(self: &Arc<Self>) {
+        self.is_over.store(true, Ordering::Release);
+        self.ring();
+    }
+
+    pub fn must_end(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
     }
 
     fn ring(self: &Arc<Self>) {
@@ -99,8 +89,14 @@ impl Inbox {
         if self.has_rung.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Ready when the session must end, whatever else there is.
+    pub fn poll_over(&self, context: &Context<'_>) -> Poll<()> {
+        self.owner.register(context.waker());
+        if self.must_end() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Takes what is there: the watches that may read on, and an answer to a progress request.
-    pub fn take(&self, ready: &mut Vec<u64>) -> Option<ResponseHeader> {
+    pub fn take(&self, ready: &mut Vec<Number>) -> Option<ResponseHeader> {
         if !self.has_rung.swap(false, Ordering::AcqRel) {
             return None;
         }

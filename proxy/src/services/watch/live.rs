@@ -1,6 +1,6 @@
 //! The live feed of one set of credentials with the logs that it fills, and a watch's hold on one of them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use prometheus::IntGauge;
 use tokio::sync::oneshot;
@@ -11,10 +11,15 @@ use super::{
     hub::{JoinError, Wanted},
     inbox::Inbox,
     log::{Budget, Log, Opened, Seat, Subscriber},
+    sessions::Sessions,
 };
 use crate::{
     admission::shares::Places,
-    rules::{keys::KeyRange, status::Status},
+    drain::Observer,
+    rules::{
+        keys::KeyRange,
+        status::{self, Status},
+    },
 };
 
 /// What all feeds of a hub have in common.
@@ -41,6 +46,7 @@ pub struct LiveFeed {
     parts: Parts,
     settings: Settings,
     directory: Mutex<Directory>,
+    pub sessions: Sessions,
 }
 
 /// A watch's hold on a shared log. When the last one is dropped the upstream watch is closed.
@@ -66,14 +72,17 @@ pub struct CatchUp {
 }
 
 impl LiveFeed {
-    pub fn start(parts: Parts, settings: Settings) -> Arc<Self> {
+    pub fn start(parts: Parts, settings: Settings, drain: Observer) -> Arc<Self> {
         let feed = Feed::start(parts.clone(), Duty::Live);
-        Self::with(feed, parts, settings)
+        let failed = feed.failed();
+        let live = Self::with(feed, parts, settings);
+        tokio::spawn(end_sessions(Arc::downgrade(&live), failed, drain));
+        live
     }
 
     /// The logs that a feed fills which runs already.
     pub fn with(feed: Feed, parts: Parts, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { feed, parts, settings, directory: Mutex::default() })
+        Arc::new(Self { feed, parts, settings, directory: Mutex::default(), sessions: Sessions::default() })
     }
 
     /// What the feeds of its tenant have in common.
@@ -88,11 +97,6 @@ impl LiveFeed {
     /// Asks etcd to say, once everything that it has now is in the logs, how far that is.
     pub fn ask_progress(&self, inbox: &Arc<Inbox>) {
         self.feed.send(Command::Progress(inbox.clone()));
-    }
-
-    /// Returns when etcd has refused the stream for good.
-    pub async fn failed(&self) -> Status {
-        self.feed.clone().failed().await
     }
 
     /// Asks etcd whether a range may be watched, and where the store stands.
@@ -173,6 +177,17 @@ impl LiveFeed {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Directory> {
         self.directory.lock().expect("nothing panics while it holds the logs")
+    }
+}
+
+/// Ends all sessions of a feed when the drain begins or etcd has refused the feed for good.
+async fn end_sessions(live: Weak<LiveFeed>, failed: impl Future<Output = Status>, mut drain: Observer) {
+    let why = tokio::select! {
+        () = drain.signaled() => status::draining(),
+        why = failed => why,
+    };
+    if let Some(live) = live.upgrade() {
+        live.sessions.end(why);
     }
 }
 

@@ -3,14 +3,17 @@
 //!
 //! Most clients have one watch on a stream, and its id is 0. They are woken together, so what one is sent all are sent.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 
 use super::{
     cursor::{self, Cursor},
-    inbox::NumberHash,
     log::{Batch, Log, Run, RunOf, Seat},
 };
 
@@ -21,6 +24,28 @@ const MAX_RUN: u64 = 64 << 10;
 const MAX_BYTES: usize = 2 << 20;
 /// Short ones are many in that, and each takes a place in the table.
 const MAX_SAYINGS: usize = 1024;
+
+/// A hash for what is known by numbers. Clients choose some of them, but no table that it is for holds more than a
+/// bounded few.
+#[derive(Clone, Copy, Debug, Default)]
+struct NumberHasher(u64);
+
+type NumberHash = BuildHasherDefault<NumberHasher>;
+
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The high bits choose within a bucket and the low ones the bucket; numbers in turn fill both.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+}
 
 /// By what one run of messages differs from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@
 //! creates come from afar.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     future::poll_fn,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -24,15 +24,16 @@ use super::{
     bell::Bell,
     cursor::{Cursor, Wishes},
     hub::{Hub, JoinError, Joined, Wanted},
-    inbox::{Inbox, NumberHash},
+    inbox::Inbox,
     live::{CatchUp, LiveFeed, LogUse},
     log::{End, Read, Refused, Seat, Subscriber},
     sayings::Saying,
-    seldom::Seldom,
+    sessions::Place,
+    watches::{Number, Watches},
 };
 use crate::{
     admission,
-    exchange::{Gone, Replies, Requests, passed},
+    exchange::{Gone, Replies, Requests},
     rules::{
         caller::{Caller, Connection},
         framing,
@@ -60,11 +61,9 @@ pub struct Session {
     feed: Arc<LiveFeed>,
     bell: Arc<Bell>,
     inbox: Arc<Inbox>,
-    /// Boxed, since a table has more places than entries.
-    watches: HashMap<u64, Box<Watch>, NumberHash>,
-    /// The client's ids for its watches.
-    ids: HashMap<i64, u64>,
-    next_key: u64,
+    /// Among the sessions of its feed.
+    place: Place,
+    watches: Watches<Watch>,
     next_id: i64,
     /// What the client asked and has not been answered; none while there is nothing, which is nearly always.
     asked: Option<Box<FuturesOrdered<BoxFuture<'static, Asked>>>>,
@@ -136,7 +135,7 @@ enum Step {
 }
 
 enum Turn {
-    Watch(u64),
+    Watch(Number),
     /// Everything before is in the turns before this one.
     Progress(Box<ResponseHeader>),
 }
@@ -145,15 +144,15 @@ impl Session {
     /// `bell` is that of the thread that serves the session.
     pub fn new(hub: &Arc<Hub>, bell: &Arc<Bell>, caller: &Caller) -> Self {
         hub.metrics.watch_streams.inc();
+        let (feed, inbox) = (hub.feed(caller), Inbox::at(bell));
         Self {
-            feed: hub.feed(caller),
+            place: feed.sessions.enter(&inbox),
+            feed,
             hub: hub.clone(),
             connection: caller.connection.clone(),
             bell: bell.clone(),
-            inbox: Inbox::at(bell),
-            watches: HashMap::default(),
-            ids: HashMap::new(),
-            next_key: 0,
+            inbox,
+            watches: Watches::default(),
             next_id: 0,
             asked: None,
             turns: VecDeque::new(),
@@ -173,22 +172,14 @@ impl Session {
         deadline: Option<std::time::Instant>,
     ) -> Result<Status, Gone> {
         replies.begin(http::HeaderMap::new())?;
-        let (feed, mut drain) = (self.feed.clone(), self.hub.drain());
-        let end = Seldom::new(async move {
-            tokio::select! {
-                () = drain.signaled() => status::draining(),
-                status = feed.failed() => status,
-                () = passed(deadline) => status::deadline_exceeded(),
-            }
-        });
-        tokio::pin!(end);
+        let mut passed = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
         let mut half_closed = false;
         let mut ready = Vec::new();
         loop {
             // A client that is sent much, or asks for much, lets others have their turn.
             tokio::task::consume_budget().await;
             let progress = self.inbox.take(&mut ready);
-            ready.drain(..).for_each(|key| self.give_turn(key));
+            ready.drain(..).for_each(|number| self.give_turn(number));
             self.turns.extend(progress.map(|header| Turn::Progress(Box::new(header))));
             self.fill();
             if let Some(status) = self.lost.take() {
@@ -200,8 +191,13 @@ impl Session {
                     Poll::Ready(sent) => sent.map(|()| true)?,
                     Poll::Pending => false,
                 };
-                if let Poll::Ready(status) = end.as_mut().poll(context) {
-                    return Poll::Ready(Ok(Step::End(status)));
+                if self.inbox.must_end()
+                    && let Some(why) = self.feed.sessions.why()
+                {
+                    return Poll::Ready(Ok(Step::End(why)));
+                }
+                if passed.as_mut().is_some_and(|passed| passed.as_mut().poll(context).is_ready()) {
+                    return Poll::Ready(Ok(Step::End(status::deadline_exceeded())));
                 }
                 let has_room = self.waiting() < OUT_HIGH_WATER;
                 if has_room && let Some(unanswered) = &mut self.asked {
@@ -220,7 +216,7 @@ impl Session {
                 match has_room && !may_send_more {
                     true => self.inbox.poll_heard(context).map(|()| Ok(Step::Turn)),
                     false if may_send_more => Poll::Ready(Ok(Step::Turn)),
-                    false => Poll::Pending,
+                    false => self.inbox.poll_over(context).map(|()| Ok(Step::Turn)),
                 }
             });
             match step.await? {
@@ -322,7 +318,7 @@ impl Session {
 
     fn create(&mut self, created: &Create, joined: Joined) {
         let Joined { header, next_revision, live } = joined;
-        if self.ids.contains_key(&created.watch_id) && created.watch_id != 0 {
+        if created.watch_id != 0 && self.watches.has_id(created.watch_id) {
             let reason = status::DUPLICATE_WATCH_ID_REASON.to_owned();
             return self.refuse_create(Refused { header, reason });
         }
@@ -331,17 +327,15 @@ impl Session {
             return self.refuse_create(Refused { header, reason });
         }
         let watch_id = self.take_id(created.watch_id);
-        let key = self.next_key;
-        self.next_key += 1;
-        self.ids.insert(watch_id, key);
+        let number = self.watches.reserve(watch_id);
         self.hub.metrics.client_watches.inc();
         self.say(WatchResponse { header: Some(header), watch_id, created: true, ..WatchResponse::default() });
         let mut cursor = Cursor { watch_id, next_revision, wishes: created.wishes, part: None };
-        let source = self.locate(&live, &mut cursor, key);
+        let source = self.locate(&live, &mut cursor, number);
         let start_revision = created.start_revision;
         let watch = Watch { cursor, start_revision, live, source, last_shown: Instant::now(), has_turn: false };
-        self.watches.insert(key, Box::new(watch));
-        self.give_turn(key);
+        self.watches.put(number, Box::new(watch));
+        self.give_turn(number);
     }
 
     /// The id for a new watch: the client's own, which is free, or the next free one.
@@ -349,7 +343,7 @@ impl Session {
         if wanted != 0 {
             return wanted;
         }
-        while self.ids.contains_key(&self.next_id) {
+        while self.watches.has_id(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
@@ -374,10 +368,10 @@ impl Session {
     }
 
     /// Finds the place in the shared log, or begins to catch up with it.
-    fn locate(&self, live: &LogUse, cursor: &mut Cursor, key: u64) -> Source {
+    fn locate(&self, live: &LogUse, cursor: &mut Cursor, number: Number) -> Source {
         let subscriber = || Subscriber {
             inbox: self.inbox.clone(),
-            watch: key,
+            watch: number,
             part: live.part.clone(),
             progress: cursor.wishes.progress_notify,
         };
@@ -392,27 +386,30 @@ impl Session {
 
     fn cancel(&mut self, watch_id: i64) {
         // etcd says nothing about an id that it does not know.
-        let Some(key) = self.ids.get(&watch_id).copied() else { return };
-        self.remove(key);
-        self.ids.remove(&watch_id);
+        match self.watches.find(watch_id) {
+            Some(number) => self.remove(number),
+            None if self.watches.give_back_id(watch_id) => (),
+            None => return,
+        }
         let header = ResponseHeader { revision: self.last_header.revision.max(self.hub.seen()), ..self.last_header };
         self.say(WatchResponse { header: Some(header), watch_id, canceled: true, ..WatchResponse::default() });
     }
 
-    fn remove(&mut self, key: u64) {
-        if let Some(watch) = self.watches.remove(&key) {
+    fn remove(&mut self, number: Number) {
+        if let Some(id) = self.watches.get_mut(number).map(|watch| watch.cursor.watch_id)
+            && let Some(watch) = self.watches.remove(number, id)
+        {
             watch.leave();
             admission::give_back_watch(&self.connection);
-            self.ids.remove(&watch.cursor.watch_id);
             self.hub.metrics.client_watches.dec();
         }
     }
 
-    fn give_turn(&mut self, key: u64) {
-        if let Some(watch) = self.watches.get_mut(&key)
+    fn give_turn(&mut self, number: Number) {
+        if let Some(watch) = self.watches.get_mut(number)
             && !std::mem::replace(&mut watch.has_turn, true)
         {
-            self.turns.push_back(Turn::Watch(key));
+            self.turns.push_back(Turn::Watch(number));
         }
     }
 
@@ -422,11 +419,11 @@ impl Session {
             match self.turns.pop_front() {
                 None => break,
                 Some(Turn::Progress(header)) => self.show_progress(*header),
-                Some(Turn::Watch(key)) => {
-                    if self.read(key) {
+                Some(Turn::Watch(number)) => {
+                    if self.read(number) {
                         // There is more: it goes on first, so that a notice of progress behind it stays true.
-                        self.turns.push_front(Turn::Watch(key));
-                    } else if let Some(watch) = self.watches.get_mut(&key) {
+                        self.turns.push_front(Turn::Watch(number));
+                    } else if let Some(watch) = self.watches.get_mut(number) {
                         watch.has_turn = false;
                     }
                 }
@@ -448,8 +445,8 @@ impl Session {
     }
 
     /// Shows one watch's next batch. Says whether there may be another.
-    fn read(&mut self, key: u64) -> bool {
-        let Some(watch) = self.watches.get_mut(&key) else { return false };
+    fn read(&mut self, number: Number) -> bool {
+        let Some(watch) = self.watches.get_mut(number) else { return false };
         let (log, seat) = match &watch.source {
             Source::Live { seat } => (&watch.live.log, *seat),
             Source::CatchUp(own) => (&own.log, own.seat),
@@ -486,11 +483,11 @@ impl Session {
             }
             Read::Fallen { next_revision } => {
                 self.hub.metrics.watch_falls.inc();
-                self.relocate(key, next_revision);
+                self.relocate(number, next_revision);
                 true
             }
             Read::Ended(End::Continue { next_revision }) => {
-                self.relocate(key, next_revision);
+                self.relocate(number, next_revision);
                 true
             }
             // etcd was asked again because a member was lost, and the rights have run out meanwhile. A client of that
@@ -501,10 +498,10 @@ impl Session {
             }
             Read::Ended(End::Canceled { header, compact_revision, reason }) => {
                 let watch_id = watch.cursor.watch_id;
-                self.remove(key);
+                self.remove(number);
                 // As at etcd, the id of a watch that a compaction ended is taken until the client cancels it.
-                if compact_revision != 0 && self.ids.len() < MAX_ENDED_IDS {
-                    self.ids.insert(watch_id, key);
+                if compact_revision != 0 && self.watches.ids() < MAX_ENDED_IDS {
+                    self.watches.keep_id(watch_id);
                 }
                 self.say(WatchResponse {
                     header: Some(header),
@@ -540,20 +537,20 @@ impl Session {
 
     /// Looks for a watch's place anew, when what it read from has ended or dropped what comes next. It has been shown
     /// all before `next_revision`.
-    fn relocate(&mut self, key: u64, next_revision: i64) {
-        let Some(mut watch) = self.watches.remove(&key) else { return };
+    fn relocate(&mut self, number: Number, next_revision: i64) {
+        let Some(mut watch) = self.watches.take(number) else { return };
         watch.leave();
         watch.live.look_again();
         watch.cursor.next_revision = watch.cursor.next_revision.max(next_revision);
-        watch.source = self.locate(&watch.live, &mut watch.cursor, key);
-        self.watches.insert(key, watch);
+        watch.source = self.locate(&watch.live, &mut watch.cursor, number);
+        self.watches.put(number, watch);
     }
 
     /// Tells the client that it has seen everything up to here; as etcd, only if that is so for all its watches.
     fn show_progress(&mut self, header: ResponseHeader) {
         let level =
             |watch: &Watch| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
-        if self.watches.is_empty() || !self.watches.values().all(|watch| level(watch)) {
+        if self.watches.is_empty() || !self.watches.values().all(level) {
             return;
         }
         for watch in self.watches.values_mut() {
@@ -595,10 +592,8 @@ impl Watch {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let keys: Vec<u64> = self.watches.keys().copied().collect();
-        for key in keys {
-            self.remove(key);
-        }
+        self.feed.sessions.leave(self.place);
+        self.watches.numbers().for_each(|number| self.remove(number));
         self.hub.metrics.watch_streams.dec();
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{
-    super::{inbox::Inbox, ranges::Ranges},
+    super::{inbox::Inbox, ranges::Ranges, watches::Number},
     batch::Batch,
 };
 use crate::rules::keys::KeyRange;
@@ -19,7 +19,7 @@ pub struct Seat(u32);
 pub struct Subscriber {
     pub inbox: Arc<Inbox>,
     /// Which of the inbox's watches it is.
-    pub watch: u64,
+    pub watch: Number,
     /// The part of the log's range, by the keys that clients see; `None` is all of it.
     pub part: Option<Arc<KeyRange>>,
     /// Whether it is to be told of progress.
@@ -35,7 +35,7 @@ pub struct Reader {
     /// It has been shown all that it wants to see before this revision.
     pub since: i64,
     /// Where it stands among the readers of its range.
-    index: usize,
+    index: u32,
 }
 
 impl Reader {
@@ -98,7 +98,7 @@ impl Readers {
             None => &mut self.whole,
             Some(part) => &mut self.parts.or_insert_with(part, Part::default).members,
         };
-        let index = members.len();
+        let index = u32::try_from(members.len()).expect("there are no more members than seats");
         members.push(seat);
         self.seats[seat.0 as usize] = Some(Reader { subscriber, next, last, since, index });
         seat
@@ -115,8 +115,8 @@ impl Readers {
                 None => return,
             },
         };
-        members.swap_remove(reader.index);
-        let moved = members.get(reader.index).copied();
+        members.swap_remove(reader.index as usize);
+        let moved = members.get(reader.index as usize).copied();
         let is_empty = members.is_empty();
         if let Some(moved) = moved.and_then(|moved| self.get_mut(moved)) {
             moved.index = reader.index;
