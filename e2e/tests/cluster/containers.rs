@@ -16,7 +16,8 @@ pub fn arguments(
     container: &Value,
     folder: &Path,
 ) -> Vec<String> {
-    let (mut places, mut variables): (Vec<(String, String)>, Vec<(String, String)>) = (Vec::new(), Vec::new());
+    let mut places: Vec<(String, String)> = Vec::new();
+    let mut variables: Vec<(String, String)> = Vec::new();
     for mount in container["volumeMounts"].as_array().into_iter().flatten() {
         let path = mount["mountPath"].as_str().expect("a mount has a path");
         let volume = pod["volumes"].as_array().into_iter().flatten().find(|volume| volume["name"] == mount["name"]);

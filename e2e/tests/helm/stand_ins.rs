@@ -101,6 +101,8 @@ pub fn operator_at(cluster: &ControlPlane, namespace: &str, name: &str, webhook:
             _ => command.arg(&argument),
         };
     }
+    // Who gets no time for so long that the lease is lost ends, and only a kubelet would start the operator anew.
+    command.args(["--lease-seconds=45", "--lease-renew-seconds=40"]);
     let process = Process::spawn(name, &mut command, b"");
     process.expect_stderr("this process leads");
     process
