@@ -72,6 +72,16 @@ fn any(name: &'static str, method: &str, path: &str, headers: &[&str], body: &[u
     Case { name, form: Form::Always, bytes: request(method, path, headers, body), lines: None }
 }
 
+/// [`RANGE`] in pieces that are said to be so long.
+fn chunked(name: &'static str, path: &str, encoding: &str, lengths: [&str; 3]) -> Case {
+    let mut bytes = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: {encoding}\r\n\r\n");
+    let (first, second) = RANGE.split_at(10);
+    for (length, piece) in lengths.into_iter().zip([first, second, ""]) {
+        bytes.push_str(&format!("{length}\r\n{piece}\r\n"));
+    }
+    Case { name, form: Form::Always, bytes: bytes.into_bytes(), lines: None }
+}
+
 impl Case {
     fn of_gateway_2(self) -> Case {
         Case { form: Form::Gateway2, ..self }
@@ -190,6 +200,11 @@ fn cases() -> Vec<Case> {
         with("a leader", path, &["Grpc-Metadata-Hasleader: true"], RANGE),
         with("waiting to be told to go on", path, &["Expect: 100-continue"], RANGE),
         with("waiting for what is not known", path, &["Expect: a-miracle"], RANGE),
+        with("two hosts", path, &["Host: a", "Host: b"], RANGE),
+        with("a host that is none", path, &["Host: a b"], RANGE),
+        with("a host with a path", path, &["Host: a/b"], RANGE),
+        chunked("a body in pieces", path, "Chunked", ["a", "4", "0"]),
+        chunked("a body in pieces of pieces", path, "chunked, chunked", ["a", "4", "0"]),
         any("get", "GET", path, &[], b"").of_gateway_2(),
         any("head", "HEAD", path, &[], b"").of_gateway_2(),
         any("put as a method", "PUT", path, &[], b"{}").of_gateway_2(),
@@ -341,6 +356,19 @@ fn with_auth_on_tokens_and_refusals_are_those_of_etcd() {
         ask("disable", "/v3/auth/disable", &[&root], "{}");
         said
     });
+}
+
+#[test]
+fn a_body_in_pieces_of_no_length_is_refused_as_malformed() {
+    let etcd = Etcd::start();
+    let proxy = Proxy::start(&etcd.endpoints());
+    let bytes = chunked("", "/v3/kv/range", "chunked", ["a", "zz", "0"]).bytes;
+    let said = [etcd.address(), proxy.address()].map(|address| {
+        let answer = normal(Version::V3_7, raw::ask(address, &bytes), "-");
+        (answer.head.status, answer.body)
+    });
+    assert_eq!(said[0], said[1]);
+    assert_eq!(said[0].0, 400);
 }
 
 /// What the proxy's own list of paths has, the descriptors' of the newest etcd, is found at etcd too, and the other way

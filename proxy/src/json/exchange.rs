@@ -2,7 +2,9 @@
 //! back by whoever does not take it.
 
 use std::{
+    error::Error,
     future::poll_fn,
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -48,7 +50,7 @@ pub async fn read_one(
     let mut first: Option<Vec<u8>> = None;
     let mut passed_over = 0;
     while let Some(data) = source.next().await {
-        let data = data.map_err(status::client_gone)?;
+        let data = data.map_err(|error| broken(&*error))?;
         if first.is_some() {
             passed_over += data.len();
             if passed_over > limit {
@@ -73,6 +75,20 @@ pub async fn read_one(
         },
     };
     decode::message(&route.input, &text).map(Some).map_err(status::undecodable)
+}
+
+/// Why a body could not be read: it is not what its head said it would be, in Go's words, or its client is gone.
+fn broken(error: &(dyn Error + Send + Sync + 'static)) -> Status {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(one) = cause {
+        match one.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+                return status::undecodable("invalid byte in chunk length");
+            }
+            _ => cause = one.source(),
+        }
+    }
+    status::client_gone(error)
 }
 
 fn refuse(broken: Broken, limit: usize) -> Status {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST},
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, TRANSFER_ENCODING},
 };
 use http_body_util::BodyExt;
 
@@ -142,7 +142,15 @@ fn refuse<B>(request: &Request<B>) -> Option<Response<Body>> {
     let expects = headers.get(EXPECT).filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let is_nameless =
         request.version() == Version::HTTP_11 && !headers.contains_key(HOST) && request.uri().authority().is_none();
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_misnamed = hosts.next().is_some_and(|host| !host.as_bytes().iter().all(may_stand_in_host));
+    let is_strange =
+        headers.get_all(TRANSFER_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"));
     let (code, text) = match () {
+        // Two readers of one request could take it for two different ones.
+        () if hosts.next().is_some() => (StatusCode::BAD_REQUEST, "400 Bad Request"),
+        () if is_strange => (StatusCode::NOT_IMPLEMENTED, "Unsupported transfer encoding"),
+        () if is_misnamed => (StatusCode::BAD_REQUEST, "400 Bad Request: malformed Host header"),
         () if is_nameless => (StatusCode::BAD_REQUEST, "400 Bad Request: missing required Host header"),
         () if expects.is_some() => (StatusCode::EXPECTATION_FAILED, ""),
         () => return None,
@@ -154,4 +162,9 @@ fn refuse<B>(request: &Request<B>) -> Option<Response<Body>> {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     }
     Some(response)
+}
+
+/// What Go's server takes in a Host header: the characters of names, addresses and ports, and some for the sake of peace.
+fn may_stand_in_host(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(byte)
 }
