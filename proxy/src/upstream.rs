@@ -11,22 +11,18 @@ use std::{
 
 use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
-use http::{HeaderValue, Method as HttpMethod, Request};
 
 use crate::{
     admission::{
-        self,
         gate::{Gate, Turn},
         memory::{Memory, Share},
     },
     metrics::{self, Metrics},
     rules::{
         caller::{self, Caller},
-        framing,
         methods::{self, Kind, Method},
-        namespace::Shape,
         status::{self, Status, Trouble},
-        tenant::{UserNumber, policy},
+        tenant::UserNumber,
     },
 };
 
@@ -41,13 +37,14 @@ pub mod incoming;
 mod last_words;
 pub mod own_watch;
 pub mod pages;
+mod request;
 mod tonic_service;
 pub mod users;
 
 use answer::Body;
 pub use answer::{Answer, Collected, code_of};
 use channel::{Channels, DialError, Place};
-use endpoint::{Endpoint, Security, State};
+use endpoint::{Endpoint, State};
 use endpoints::Endpoints;
 use users::{Pass, Users};
 
@@ -176,7 +173,7 @@ impl Upstream {
             _ => None,
         };
         if turn.as_ref().is_some_and(Turn::has_waited) {
-            check_room(caller, method, &body)?;
+            request::check_room(caller, method, &body)?;
         }
         let mut tried = avoid.to_vec();
         let mut last = None;
@@ -398,7 +395,7 @@ impl Upstream {
         let channels = of_user.as_ref().unwrap_or(everybodys);
         let (link, place) = channels.get(endpoint).await.map_err(|error: Arc<DialError>| unsent(&error))?;
         let mut send_request = link.ready().await.map_err(|error| unsent(&error))?;
-        let mut request = request(caller, path, endpoint).map_err(|error| unsent(&error))?;
+        let mut request = request::head(caller, path, endpoint).map_err(|error| unsent(&error))?;
         if let Some(token) = pass.and_then(Pass::token) {
             request.headers_mut().insert(caller::TOKEN, token.clone());
         }
@@ -409,35 +406,6 @@ impl Upstream {
         let (response, send) = send_request.send_request(request, false).map_err(|error| unsent(&error))?;
         Ok((response, send, place))
     }
-}
-
-/// The request head: the caller's metadata under the endpoint's authority.
-fn request(caller: &Caller, path: &str, endpoint: &Endpoint) -> Result<Request<()>, http::Error> {
-    let scheme = if endpoint.security == Security::Always { "https" } else { "http" };
-    let uri = http::Uri::builder().scheme(scheme).authority(endpoint.authority()).path_and_query(path).build()?;
-    let mut request = Request::new(());
-    *request.method_mut() = HttpMethod::POST;
-    *request.version_mut() = http::Version::HTTP_2;
-    *request.uri_mut() = uri;
-    *request.headers_mut() = caller.metadata.clone();
-    let headers = request.headers_mut();
-    headers.entry(http::header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/grpc"));
-    headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
-    Ok(request)
-}
-
-/// Whether there is still room for what a call stores that had to wait for its turn: whatever its tenant sent before it has
-/// been let through since it was first looked at.
-fn check_room(caller: &Caller, method: &Method, body: &[u8]) -> Result<(), Status> {
-    let usage = &caller.tenant().usage;
-    let stores = usage.has_quota()
-        && match (method.keys.request, framing::parse_prefix(body)) {
-            (Some(Shape::Put), _) => true,
-            // What cannot be read here was judged by who could.
-            (Some(Shape::Txn), Ok(Some((false, _)))) => policy::txn_puts(&body[framing::PREFIX_LEN..]).unwrap_or(true),
-            _ => false,
-        };
-    if stores { usage.has_room(admission::now()).map_err(status::exhausted) } else { Ok(()) }
 }
 
 /// What an answer without messages says of the member that gave it.

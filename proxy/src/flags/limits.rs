@@ -118,8 +118,8 @@ pub struct LimitFlags {
 
     /// percent by which several tenants may slow etcd down, before fewer of their requests are let through (0 for any)
     ///
-    /// 50 leave a neighbour room to stay below twice its quiet time. The time at a quiet etcd is measured.
-    #[arg(long, help_heading = LIMITS, value_name = "uint32", default_value = "50", value_parser = uint32)]
+    /// 10 kept a neighbour's slowest calls far below twice their quiet time, and 50 did not. That time is measured.
+    #[arg(long, help_heading = LIMITS, value_name = "uint32", default_value = "10", value_parser = uint32)]
     pub max_upstream_slowdown: u32,
 
     /// memory for answers that must be held whole, in bytes, for all tenants together (0 for no limit)

@@ -127,7 +127,7 @@ fn run(clients: &[Client], tenants: usize, mut dealer: Option<Dealer<usize>>, se
 }
 
 fn adaptive() -> Option<Dealer<usize>> {
-    Some(Dealer::new(Pace::new(128, Some(1.5))))
+    Some(Dealer::new(Pace::new(128, Some(1.1))))
 }
 
 fn fixed(most: usize) -> Option<Dealer<usize>> {
