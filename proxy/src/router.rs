@@ -72,7 +72,7 @@ enum Dispatched {
 struct Ending<H> {
     call: Option<Call>,
     seat: Option<Seat>,
-    log: Option<CallLog>,
+    log: Option<Box<CallLog>>,
     note: Option<Arc<Note>>,
     _held: H,
 }
@@ -121,7 +121,7 @@ impl Router {
         let replies = Replies::new(respond).throttled(Throttle::sent(&caller.connection));
         let note = self.audit.as_ref().map(|audit| audit.note(&caller.connection, path));
         let requests = requests.noted(note.clone());
-        let log = self.logs_calls.then(|| CallLog::new(&caller.connection, path));
+        let log = self.logs_calls.then(|| Box::new(CallLog::new(&caller.connection, path)));
         let volume = log.as_ref().map(|log| log.volume.clone());
         let (requests, replies) = (requests.measured(volume.clone()), replies.measured(volume));
         let mut ending = Ending { call: None, seat: None, log, note, _held: held };

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake},
 };
 
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
@@ -26,6 +26,21 @@ pub struct Inbox {
     has_rung: AtomicBool,
     /// Set for good when the session must end.
     is_over: AtomicBool,
+    /// Set while the client's stream has called and nobody has looked.
+    has_called: AtomicBool,
+}
+
+/// How the client's stream calls the session: by a waker of the inbox, so that the session asks the stream what there is
+/// only if it called, and not at each event.
+impl Wake for Inbox {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.has_called.store(true, Ordering::Release);
+        self.owner.wake();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -86,13 +101,22 @@ impl Inbox {
     pub fn poll_heard(&self, context: &Context<'_>) -> Poll<()> {
         // Whoever rings after the look finds the waker, and is seen by the look if it was before.
         self.owner.register(context.waker());
-        if self.has_rung.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        if self.has_rung.load(Ordering::Acquire) || self.has_called() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Ready when the session must end, whatever else there is.
-    pub fn poll_over(&self, context: &Context<'_>) -> Poll<()> {
+    /// Ready when the session must end or the stream has called, whatever else there is.
+    pub fn poll_called(&self, context: &Context<'_>) -> Poll<()> {
         self.owner.register(context.waker());
-        if self.must_end() { Poll::Ready(()) } else { Poll::Pending }
+        if self.must_end() || self.has_called() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn has_called(&self) -> bool {
+        self.has_called.load(Ordering::Acquire)
+    }
+
+    /// Whether the stream has called since this was asked.
+    pub fn take_call(&self) -> bool {
+        self.has_called() && self.has_called.swap(false, Ordering::AcqRel)
     }
 
     /// Takes what is there: the watches that may read on, and an answer to a progress request.

@@ -7,53 +7,43 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Bytes, BytesMut};
-use etcd_proxy_proto::etcdserverpb::{
-    ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
-    watch_request::RequestUnion,
-};
+use etcd_proxy_proto::etcdserverpb::{ResponseHeader, WatchRequest};
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use prost::Message as _;
 use tokio::time::Instant;
 
+mod asking;
+mod showing;
+
 use super::{
     bell::Bell,
-    cursor::{Cursor, Wishes},
-    hub::{Hub, JoinError, Joined, Wanted},
+    cursor::Cursor,
+    hub::Hub,
     inbox::Inbox,
     live::{CatchUp, LiveFeed, LogUse},
-    log::{End, Read, Refused, Seat, Subscriber},
-    sayings::Saying,
+    log::Seat,
     sessions::Place,
     watches::{Number, Watches},
 };
 use crate::{
-    admission,
     exchange::{Gone, Replies, Requests},
     rules::{
         caller::{Caller, Connection},
-        framing,
-        keys::KeyRange,
         status::{self, Status},
-        tenant::limits::{Exceeded, Limit},
     },
 };
+use asking::Asked;
 
-/// Ids of one client, up to which those are kept that it has not cancelled though their watches have ended.
-const MAX_ENDED_IDS: usize = 10_000;
 /// Bytes that are made ready for one client before its window is asked for more.
 const OUT_HIGH_WATER: usize = 64 * 1024;
-/// Requests of one client that wait for etcd; further ones are left unread until then.
-const MAX_UNANSWERED: usize = 1024;
 /// The id of answers that speak of no watch, or of one that was not made.
 const NO_WATCH: i64 = -1;
-/// How long a watch whose filters let nothing through may go without a word, if it asked for progress: what etcd's
-/// `--watch-progress-notify-interval` is by default.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+/// Requests of one client that wait for etcd; further ones are left unread until then.
+const MAX_UNANSWERED: usize = 1024;
 
 pub struct Session {
     hub: Arc<Hub>,
@@ -101,28 +91,6 @@ struct Watch {
 enum Source {
     Live { seat: Seat },
     CatchUp(Box<CatchUp>),
-}
-
-/// A request of the client's whose answer is ready to be given.
-enum Asked {
-    Create {
-        created: Create,
-        joined: Result<Joined, JoinError>,
-    },
-    /// A create for which there was no room.
-    Full {
-        header: ResponseHeader,
-    },
-    Cancel {
-        watch_id: i64,
-    },
-    Progress,
-}
-
-struct Create {
-    watch_id: i64,
-    start_revision: i64,
-    wishes: Wishes,
 }
 
 /// What a session does next.
@@ -173,6 +141,9 @@ impl Session {
     ) -> Result<Status, Gone> {
         replies.begin(http::HeaderMap::new())?;
         let mut passed = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
+        let stream_waker = Waker::from(self.inbox.clone());
+        // What the stream must be asked for: whether the client is there still, and what it asks.
+        let (mut look_for_client, mut look_for_requests) = (true, true);
         let mut half_closed = false;
         let mut ready = Vec::new();
         loop {
@@ -186,11 +157,21 @@ impl Session {
                 return Ok(status);
             }
             let step = poll_fn(|context| {
+                let stream = &mut Context::from_waker(&stream_waker);
                 // Its requests are heard also while there is always more to send.
-                let may_send_more = match self.poll_send(replies, context) {
+                let may_send_more = match self.poll_send(replies, stream) {
                     Poll::Ready(sent) => sent.map(|()| true)?,
                     Poll::Pending => false,
                 };
+                // To have sent something is a call too: whoever sends is told of the room that it has asked for.
+                if self.inbox.take_call() {
+                    (look_for_client, look_for_requests) = (true, true);
+                }
+                if std::mem::take(&mut look_for_client)
+                    && let Poll::Ready(gone) = replies.poll_gone(stream)
+                {
+                    return Poll::Ready(Err(gone));
+                }
                 if self.inbox.must_end()
                     && let Some(why) = self.feed.sessions.why()
                 {
@@ -207,16 +188,19 @@ impl Session {
                         Poll::Pending => (),
                     }
                 }
-                if !half_closed
+                if look_for_requests
+                    && !half_closed
                     && self.asked.as_ref().is_none_or(|asked| asked.len() < MAX_UNANSWERED)
-                    && let Poll::Ready(request) = requests.poll_next(context)
                 {
-                    return Poll::Ready(Ok(Step::Request(request)));
+                    match requests.poll_next(stream) {
+                        Poll::Ready(request) => return Poll::Ready(Ok(Step::Request(request))),
+                        Poll::Pending => look_for_requests = false,
+                    }
                 }
                 match has_room && !may_send_more {
                     true => self.inbox.poll_heard(context).map(|()| Ok(Step::Turn)),
                     false if may_send_more => Poll::Ready(Ok(Step::Turn)),
-                    false => self.inbox.poll_over(context).map(|()| Ok(Step::Turn)),
+                    false => self.inbox.poll_called(context).map(|()| Ok(Step::Turn)),
                 }
             });
             match step.await? {
@@ -239,7 +223,7 @@ impl Session {
         self.shared.len() + self.out.len()
     }
 
-    /// Sends as much as the client's windows take. Ready if more can be made ready then, or if the client is gone.
+    /// Sends as much as the client's windows take. Ready if more can be made ready then, or if the client is found gone.
     fn poll_send(&mut self, replies: &mut Replies, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         while self.waiting() > 0 {
             // All room that was found must be used: HTTP/2 says nothing more of what it has given already.
@@ -254,318 +238,7 @@ impl Session {
                 replies.send(chunk)?;
             }
         }
-        if !self.turns.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        replies.poll_gone(context).map(Err)
-    }
-
-    /// Takes in a request of the client's.
-    fn ask(&mut self, request: WatchRequest) {
-        let asked: BoxFuture<'static, Asked> = match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.ask_create(create),
-            Some(RequestUnion::CancelRequest(cancel)) => {
-                Box::pin(std::future::ready(Asked::Cancel { watch_id: cancel.watch_id }))
-            }
-            Some(RequestUnion::ProgressRequest(_)) => Box::pin(std::future::ready(Asked::Progress)),
-            // etcd passes over a request without content.
-            None => return,
-        };
-        self.asked.get_or_insert_default().push_back(asked);
-    }
-
-    fn ask_create(&self, create: WatchCreateRequest) -> BoxFuture<'static, Asked> {
-        // etcd need not be asked for what cannot be had.
-        let is_full = admission::watches_are_full(&self.connection);
-        let wishes = Wishes {
-            no_put: create.filters.contains(&(FilterType::Noput as i32)),
-            no_delete: create.filters.contains(&(FilterType::Nodelete as i32)),
-            prev_kv: create.prev_kv,
-            progress_notify: create.progress_notify,
-            fragment: create.fragment,
-        };
-        let range = KeyRange::of_watch(create.key, create.range_end);
-        let wanted = Wanted {
-            range: self.connection.tenant.namespace.prefix_range(&range),
-            start_revision: create.start_revision,
-            prev_kv: create.prev_kv,
-        };
-        let created = Create { watch_id: create.watch_id, start_revision: create.start_revision, wishes };
-        let (hub, feed) = (self.hub.clone(), self.feed.clone());
-        let header = ResponseHeader { revision: self.last_header.revision.max(hub.seen()), ..self.last_header };
-        Box::pin(async move {
-            if is_full {
-                return Asked::Full { header };
-            }
-            let joined = hub.join(&feed, &wanted).await;
-            Asked::Create { created, joined }
-        })
-    }
-
-    /// Gives the answer whose turn has come.
-    fn answer(&mut self, asked: Asked) {
-        match asked {
-            Asked::Create { created, joined: Ok(joined) } => self.create(&created, joined),
-            Asked::Create { joined: Err(JoinError::Refused(refused)), .. } => self.refuse_create(refused),
-            Asked::Full { header } => self.refuse_for_want_of_room(header),
-            // The feed's own end is about to end the session.
-            Asked::Create { joined: Err(JoinError::Lost), .. } => (),
-            Asked::Cancel { watch_id } => self.cancel(watch_id),
-            Asked::Progress if !self.watches.is_empty() => self.feed.ask_progress(&self.inbox),
-            Asked::Progress => (),
-        }
-    }
-
-    fn create(&mut self, created: &Create, joined: Joined) {
-        let Joined { header, next_revision, live } = joined;
-        if created.watch_id != 0 && self.watches.has_id(created.watch_id) {
-            let reason = status::DUPLICATE_WATCH_ID_REASON.to_owned();
-            return self.refuse_create(Refused { header, reason });
-        }
-        if let Err(exceeded) = admission::take_watch(&self.connection) {
-            let reason = status::exhausted(exceeded).message().to_owned();
-            return self.refuse_create(Refused { header, reason });
-        }
-        let watch_id = self.take_id(created.watch_id);
-        let number = self.watches.reserve(watch_id);
-        self.hub.metrics.client_watches.inc();
-        self.say(WatchResponse { header: Some(header), watch_id, created: true, ..WatchResponse::default() });
-        let mut cursor = Cursor { watch_id, next_revision, wishes: created.wishes, part: None };
-        let source = self.locate(&live, &mut cursor, number);
-        let start_revision = created.start_revision;
-        let watch = Watch { cursor, start_revision, live, source, last_shown: Instant::now(), has_turn: false };
-        self.watches.put(number, Box::new(watch));
-        self.give_turn(number);
-    }
-
-    /// The id for a new watch: the client's own, which is free, or the next free one.
-    fn take_id(&mut self, wanted: i64) -> i64 {
-        if wanted != 0 {
-            return wanted;
-        }
-        while self.watches.has_id(self.next_id) {
-            self.next_id += 1;
-        }
-        self.next_id += 1;
-        self.next_id - 1
-    }
-
-    fn refuse_for_want_of_room(&mut self, header: ResponseHeader) {
-        let exceeded = self.connection.tenant.usage.refused(Exceeded::of(Limit::Watches), admission::now());
-        self.refuse_create(Refused { header, reason: status::exhausted(exceeded).message().to_owned() });
-    }
-
-    fn refuse_create(&mut self, refused: Refused) {
-        let Refused { header, reason } = refused;
-        self.say(WatchResponse {
-            header: Some(header),
-            watch_id: NO_WATCH,
-            created: true,
-            canceled: true,
-            cancel_reason: reason,
-            ..WatchResponse::default()
-        });
-    }
-
-    /// Finds the place in the shared log, or begins to catch up with it.
-    fn locate(&self, live: &LogUse, cursor: &mut Cursor, number: Number) -> Source {
-        let subscriber = || Subscriber {
-            inbox: self.inbox.clone(),
-            watch: number,
-            part: live.part.clone(),
-            progress: cursor.wishes.progress_notify,
-        };
-        let seat = live.log.subscribe(cursor.next_revision, subscriber());
-        let source = match seat {
-            Some(seat) => Source::Live { seat },
-            None => Source::CatchUp(Box::new(live.catch_up(cursor.next_revision, subscriber()))),
-        };
-        cursor.part = live.part.clone().filter(|_| seat.is_some());
-        source
-    }
-
-    fn cancel(&mut self, watch_id: i64) {
-        // etcd says nothing about an id that it does not know.
-        match self.watches.find(watch_id) {
-            Some(number) => self.remove(number),
-            None if self.watches.give_back_id(watch_id) => (),
-            None => return,
-        }
-        let header = ResponseHeader { revision: self.last_header.revision.max(self.hub.seen()), ..self.last_header };
-        self.say(WatchResponse { header: Some(header), watch_id, canceled: true, ..WatchResponse::default() });
-    }
-
-    fn remove(&mut self, number: Number) {
-        if let Some(id) = self.watches.get_mut(number).map(|watch| watch.cursor.watch_id)
-            && let Some(watch) = self.watches.remove(number, id)
-        {
-            watch.leave();
-            admission::give_back_watch(&self.connection);
-            self.hub.metrics.client_watches.dec();
-        }
-    }
-
-    fn give_turn(&mut self, number: Number) {
-        if let Some(watch) = self.watches.get_mut(number)
-            && !std::mem::replace(&mut watch.has_turn, true)
-        {
-            self.turns.push_back(Turn::Watch(number));
-        }
-    }
-
-    /// Reads for those whose turn it is, until there is enough to send.
-    fn fill(&mut self) {
-        while self.waiting() < OUT_HIGH_WATER {
-            match self.turns.pop_front() {
-                None => break,
-                Some(Turn::Progress(header)) => self.show_progress(*header),
-                Some(Turn::Watch(number)) => {
-                    if self.read(number) {
-                        // There is more: it goes on first, so that a notice of progress behind it stays true.
-                        self.turns.push_front(Turn::Watch(number));
-                    } else if let Some(watch) = self.watches.get_mut(number) {
-                        watch.has_turn = false;
-                    }
-                }
-            }
-        }
-        self.tell_what_was_shown();
-    }
-
-    /// Notes what was made ready, before any of it goes out; once per turn, since all threads note it in one place.
-    fn tell_what_was_shown(&mut self) {
-        let Shown { events, event_revision, revision } = std::mem::take(&mut self.shown);
-        if events > 0 {
-            self.hub.metrics.watch_events_delivered.inc_by(events);
-        }
-        if revision > 0 {
-            self.hub.saw(event_revision);
-            self.connection.shown.note(revision);
-        }
-    }
-
-    /// Shows one watch's next batch. Says whether there may be another.
-    fn read(&mut self, number: Number) -> bool {
-        let Some(watch) = self.watches.get_mut(number) else { return false };
-        let (log, seat) = match &watch.source {
-            Source::Live { seat } => (&watch.live.log, *seat),
-            Source::CatchUp(own) => (&own.log, own.seat),
-        };
-        let said = self.bell.sayings().read(log, seat, &mut watch.cursor);
-        if let Some((saying, may_be_more)) = said {
-            if watch.cursor.wishes.progress_notify {
-                watch.last_shown = Instant::now();
-            }
-            self.repeat(saying);
-            return may_be_more;
-        }
-        match log.read(seat) {
-            Read::Wait => false,
-            Read::Batch(batch) => {
-                match watch.cursor.show(&batch, &mut self.out) {
-                    Some(count) => {
-                        if watch.cursor.wishes.progress_notify {
-                            watch.last_shown = Instant::now();
-                        }
-                        self.shown.events += count as u64;
-                    }
-                    None if watch.cursor.wishes.progress_notify && watch.cursor.wishes.filters() => {
-                        watch.show_late_progress(batch.header, &mut self.out);
-                    }
-                    None => (),
-                }
-                if batch.header.revision >= self.last_header.revision {
-                    self.last_header = batch.header;
-                }
-                self.shown.event_revision = self.shown.event_revision.max(batch.last_revision());
-                self.shown.revision = self.shown.event_revision.max(self.shown.revision).max(batch.header.revision);
-                true
-            }
-            Read::Fallen { next_revision } => {
-                self.hub.metrics.watch_falls.inc();
-                self.relocate(number, next_revision);
-                true
-            }
-            Read::Ended(End::Continue { next_revision }) => {
-                self.relocate(number, next_revision);
-                true
-            }
-            // etcd was asked again because a member was lost, and the rights have run out meanwhile. A client of that
-            // member would have lost its stream and come back with fresh ones, so that is what this one is told.
-            Read::Ended(End::Canceled { reason, .. }) if status::asks_for_login(&reason) => {
-                self.lost = Some(status::broken(reason));
-                false
-            }
-            Read::Ended(End::Canceled { header, compact_revision, reason }) => {
-                let watch_id = watch.cursor.watch_id;
-                self.remove(number);
-                // As at etcd, the id of a watch that a compaction ended is taken until the client cancels it.
-                if compact_revision != 0 && self.watches.ids() < MAX_ENDED_IDS {
-                    self.watches.keep_id(watch_id);
-                }
-                self.say(WatchResponse {
-                    header: Some(header),
-                    watch_id,
-                    canceled: true,
-                    compact_revision,
-                    cancel_reason: reason,
-                    ..WatchResponse::default()
-                });
-                false
-            }
-            // The feed has failed, which ends the session.
-            Read::Ended(End::Closed) => false,
-        }
-    }
-
-    /// Says what others are told too.
-    fn repeat(&mut self, saying: Saying) {
-        let Saying { bytes, events, header, last_revision } = saying;
-        if header.revision >= self.last_header.revision {
-            self.last_header = header;
-        }
-        self.shown.events += events;
-        self.shown.event_revision = self.shown.event_revision.max(last_revision);
-        self.shown.revision = self.shown.event_revision.max(self.shown.revision).max(header.revision);
-        // Of many watches of one client the messages go out together; of one alone they need not be copied.
-        if self.waiting() == 0 && self.watches.len() == 1 {
-            self.shared = bytes;
-        } else {
-            self.out.extend_from_slice(&bytes);
-        }
-    }
-
-    /// Looks for a watch's place anew, when what it read from has ended or dropped what comes next. It has been shown
-    /// all before `next_revision`.
-    fn relocate(&mut self, number: Number, next_revision: i64) {
-        let Some(mut watch) = self.watches.take(number) else { return };
-        watch.leave();
-        watch.live.look_again();
-        watch.cursor.next_revision = watch.cursor.next_revision.max(next_revision);
-        watch.source = self.locate(&watch.live, &mut watch.cursor, number);
-        self.watches.put(number, watch);
-    }
-
-    /// Tells the client that it has seen everything up to here; as etcd, only if that is so for all its watches.
-    fn show_progress(&mut self, header: ResponseHeader) {
-        let level =
-            |watch: &Watch| matches!(watch.source, Source::Live { .. }) && watch.start_revision <= header.revision;
-        if self.watches.is_empty() || !self.watches.values().all(level) {
-            return;
-        }
-        for watch in self.watches.values_mut() {
-            watch.cursor.next_revision = watch.cursor.next_revision.max(header.revision + 1);
-        }
-        self.say(WatchResponse { header: Some(header), watch_id: NO_WATCH, ..WatchResponse::default() });
-    }
-
-    fn say(&mut self, response: WatchResponse) {
-        if let Some(header) = response.header.filter(|header| header.revision >= self.last_header.revision) {
-            self.last_header = header;
-            self.hub.saw(header.revision);
-            self.connection.shown.note(header.revision);
-        }
-        framing::put_frame(&mut self.out, &response.encode_to_vec());
+        if self.turns.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 }
 
@@ -575,18 +248,6 @@ impl Watch {
         if let Source::Live { seat } = self.source {
             self.live.log.unsubscribe(seat);
         }
-    }
-
-    /// A watch that filters away all that happens is told now and then how far it is.
-    fn show_late_progress(&mut self, header: ResponseHeader, out: &mut BytesMut) {
-        if self.last_shown.elapsed() < PROGRESS_INTERVAL {
-            return;
-        }
-        self.last_shown = Instant::now();
-        let header = ResponseHeader { revision: self.cursor.next_revision - 1, ..header };
-        let response =
-            WatchResponse { header: Some(header), watch_id: self.cursor.watch_id, ..WatchResponse::default() };
-        framing::put_frame(out, &response.encode_to_vec());
     }
 }
 
