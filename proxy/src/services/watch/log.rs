@@ -7,25 +7,28 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
-use prometheus::IntGauge;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
 
 mod batch;
+mod budget;
 mod readers;
+mod run;
 
 pub use batch::{Batch, BatchBuilder, Event};
+pub use budget::Budget;
 pub use readers::{Seat, Subscriber};
+pub use run::{Run, RunOf};
 
-use crate::{admission::shares::Shares, rules::keys::KeyRange};
+use crate::rules::keys::KeyRange;
 use readers::Readers;
 
 /// How often a reader of a part, which hears nothing of what lies elsewhere, is told how far it is if it asked for that.
@@ -65,21 +68,6 @@ pub struct Refused {
     pub reason: String,
 }
 
-/// Batches that a reader of the whole log reads at once, by their numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Run {
-    /// Of all logs that there ever were, which a place in memory does not tell.
-    log: u64,
-    from: u64,
-    upto: u64,
-}
-
-/// What a run holds.
-pub enum RunOf<T> {
-    Known(T),
-    Batches(Run, Vec<Arc<Batch>>),
-}
-
 /// A log's number among all that there ever were.
 static LOGS: AtomicU64 = AtomicU64::new(0);
 
@@ -97,45 +85,6 @@ pub struct Log {
     /// What all shared logs hold together. A catch-up has none: it holds only what its one reader has not taken, and
     /// waits for it.
     budget: Option<Arc<Budget>>,
-}
-
-/// How much the shared logs hold together, and may. Clients may watch any number of ranges that overlap, and each
-/// range's log holds the events for itself.
-#[derive(Debug)]
-pub struct Budget {
-    used: IntGauge,
-    max: usize,
-    /// What one tenant's logs hold of it.
-    own: AtomicUsize,
-    shares: Arc<Shares>,
-}
-
-impl Budget {
-    /// `used` shows how much is held.
-    pub fn new(max: usize, used: IntGauge, shares: Arc<Shares>) -> Arc<Self> {
-        Arc::new(Self { used, max, own: AtomicUsize::new(0), shares })
-    }
-
-    /// The same for another tenant.
-    pub fn for_another(&self) -> Arc<Self> {
-        Self::new(self.max, self.used.clone(), self.shares.clone())
-    }
-
-    /// Whether all tenants hold too much together, or this one does.
-    pub fn is_over(&self) -> bool {
-        self.used.get() > i64::try_from(self.max).unwrap_or(i64::MAX)
-            || self.own.load(Ordering::Relaxed) > self.shares.of_one(self.max)
-    }
-
-    fn take(&self, bytes: usize) {
-        self.used.add(signed(bytes));
-        self.own.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.used.sub(signed(bytes));
-        self.own.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
 /// A batch in its place.
@@ -394,54 +343,6 @@ impl Log {
         Read::Batch(batch)
     }
 
-    /// Takes what is next for a reader of the whole log who wants all of it from `next_revision` on, if others read it
-    /// too: some batches of events at once, about `max_bytes` of them. `known` may know already what a run holds. Says
-    /// also whether there may be more. A catch-up, which has one reader, is read by [`Log::read`].
-    pub fn read_run<T>(
-        &self,
-        seat: Seat,
-        next_revision: i64,
-        max_bytes: u64,
-        known: impl FnOnce(Run) -> Option<T>,
-    ) -> Option<(RunOf<T>, bool)> {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let (first, last) = (state.first, state.first + state.batches.len() as u64);
-        if self.budget.is_none() || !state.readers.has_several_of_whole() {
-            return None;
-        }
-        let reader = state.readers.get_mut(seat).filter(|reader| reader.subscriber.part.is_none())?;
-        let from = reader.next;
-        if !reader.has_something() || from < first || from < state.plain_from {
-            return None;
-        }
-        let start = usize::try_from(from - first).ok()?;
-        let next = state.batches.get(start)?;
-        if next.batch.first_revision()? < next_revision {
-            return None;
-        }
-        let bound = next.begins + max_bytes;
-        let upto = match state.passed <= bound {
-            true => last,
-            // The first whatever its size, and the others as far as they end before the bound.
-            false => {
-                let beginning_within = state.batches.partition_point(|held| held.begins <= bound);
-                (first + beginning_within as u64 - 1).max(from + 1)
-            }
-        };
-        let end = usize::try_from(upto - first).ok()?;
-        let shown = state.batches.get(end - 1)?.batch.last_revision();
-        reader.since = reader.since.max(shown + 1);
-        reader.next = upto;
-        let may_be_more = reader.has_something() || state.end.is_some();
-        let run = Run { log: self.number, from, upto };
-        let content = match known(run) {
-            Some(known) => RunOf::Known(known),
-            None => RunOf::Batches(run, state.batches.range(start..end).map(|held| held.batch.clone()).collect()),
-        };
-        Some((content, may_be_more))
-    }
-
     /// The parts of the log that have readers.
     pub fn parts(&self) -> Vec<Arc<KeyRange>> {
         self.lock().readers.parts()
@@ -529,64 +430,5 @@ impl Drop for Log {
         if let Some(budget) = &self.budget {
             budget.give_back(self.lock().bytes);
         }
-    }
-}
-
-fn signed(bytes: usize) -> i64 {
-    i64::try_from(bytes).expect("memory is smaller than that")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{super::inbox::Inbox, *};
-    use crate::rules::tenant::Tenant;
-
-    #[test]
-    fn logs_that_share_a_budget_keep_within_it_and_give_back_what_they_held() {
-        let header = |revision| ResponseHeader { revision, ..ResponseHeader::default() };
-        let one = signed(Batch::progress(header(1)).weight());
-        let used = IntGauge::new("used", "used").expect("a good name");
-        let budget = Budget::new(4 * one as usize, used.clone(), Arc::default());
-        let logs: Vec<_> = (0..4).map(|_| Log::shared(usize::MAX, &budget)).collect();
-        logs.iter().for_each(|log| log.note_opened(Ok(header(0)), 0));
-        for revision in 1..100 {
-            logs.iter().for_each(|log| log.append_progress(header(revision)));
-            assert!(used.get() <= 5 * one, "after revision {revision}");
-        }
-        let inbox = Arc::<Inbox>::default();
-        let subscriber = || Subscriber { inbox: inbox.clone(), watch: 0, part: None, progress: true };
-        assert!(logs[0].subscribe(50, subscriber()).is_none(), "what was dropped is not promised");
-        let seat = logs[0].subscribe(100, subscriber()).expect("what is to come is");
-        logs[0].forget();
-        logs[0].append_progress(header(100));
-        assert!(matches!(logs[0].read(seat), Read::Batch(batch) if batch.header.revision == 100));
-        drop(logs);
-        assert_eq!(used.get(), 0);
-    }
-
-    #[test]
-    fn the_logs_of_one_tenant_leave_half_of_the_budget_to_the_others() {
-        let header = |revision| ResponseHeader { revision, ..ResponseHeader::default() };
-        let one = Batch::progress(header(1)).weight();
-        let used = IntGauge::new("used", "used").expect("a good name");
-        let shares = Arc::new(Shares::default());
-        shares.serve(&[Tenant::whole(), Tenant::nobody()]);
-        let greedy = Budget::new(8 * one, used.clone(), shares);
-        let modest = greedy.for_another();
-        let log = |budget| {
-            let log = Log::shared(usize::MAX, budget);
-            log.note_opened(Ok(header(0)), 0);
-            log
-        };
-        let (greedy_log, modest_log) = (log(&greedy), log(&modest));
-        for revision in 1..4 {
-            modest_log.append_progress(header(revision));
-        }
-        for revision in 1..100 {
-            greedy_log.append_progress(header(revision));
-        }
-        assert!(modest_log.lock().bytes == 3 * one && greedy_log.lock().bytes <= 4 * one);
-        drop((greedy_log, modest_log));
-        assert_eq!((used.get(), greedy.own.load(Ordering::Relaxed)), (0, 0));
     }
 }
