@@ -83,7 +83,9 @@ impl Rendered {
 }
 
 fn pod_of(cluster: &ControlPlane, namespace: &str, name: &str) -> Value {
-    let workload = cluster.get(namespace, &format!("etcdproxy/{name}"))["status"]["workload"].clone();
+    let told = |proxy: &Value| proxy["status"]["workload"]["name"].is_string();
+    let proxy = cluster.until(namespace, &format!("etcdproxy/{name}"), "its workload is told", told);
+    let workload = &proxy["status"]["workload"];
     let text = |field: &str| workload[field].as_str().expect("a workload has it").to_owned();
     cluster.get(&text("namespace"), &format!("deployment/{}", text("name")))["spec"]["template"]["spec"].clone()
 }
