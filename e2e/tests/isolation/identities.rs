@@ -108,7 +108,7 @@ fn rules_that_change_are_taken_over_and_who_loses_a_rule_is_cut_off() {
     // Each connection is cut off by itself: only the watch of team a is left.
     let operator = pair("admin");
     let deadline = Instant::now() + PATIENCE;
-    while !page(proxy, authority, &operator, "--http2", "/metrics").contains("\netcd_proxy_client_watches 1\n") {
+    while !page(proxy, authority, &operator, "--http2", "/proxy/metrics").contains("\netcd_proxy_client_watches 1\n") {
         assert!(Instant::now() < deadline, "team b still watches");
         std::thread::sleep(Duration::from_millis(50));
     }
