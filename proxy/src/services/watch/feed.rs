@@ -397,8 +397,10 @@ impl Task {
         let Duty::CatchUp { live, .. } = &self.duty else { return false };
         let Some(upward) = self.open.values().next() else { return true };
         let next_revision = upward.log.resume_revision();
-        // If the shared log has ended, the reader looks for another one.
-        if next_revision < live.covered_from() && !live.has_ended() {
+        // If the shared log has ended, the reader looks for another one, once etcd has said that it may watch at all: that
+        // may be why the shared one has ended.
+        let is_over = live.has_ended() && upward.log.is_opened();
+        if next_revision < live.covered_from() && !is_over {
             return false;
         }
         upward.log.end(End::Continue { next_revision });

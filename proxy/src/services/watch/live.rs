@@ -194,9 +194,19 @@ async fn end_sessions(live: Weak<LiveFeed>, failed: impl Future<Output = Status>
 impl LogUse {
     /// The log that serves the same watch now, if this one does not any more.
     pub fn look_again(&mut self) {
-        if !self.log.has_sent_away(self.part.is_some()) {
-            return;
+        if self.log.has_sent_away(self.part.is_some()) {
+            self.look_elsewhere();
         }
+    }
+
+    /// The same for one who catches up with the log and does not read it: whatever has ended it was said to others only.
+    pub fn look_again_from_outside(&mut self) {
+        if self.log.has_ended() {
+            self.look_elsewhere();
+        }
+    }
+
+    fn look_elsewhere(&mut self) {
         let wanted = Wanted { range: KeyRange::clone(&self.range), start_revision: 0, prev_kv: self.prev_kv };
         let (live, _) = self.feed.clone().log(&wanted, 0, true);
         self.feed.parts.metrics.watch_moves.inc();

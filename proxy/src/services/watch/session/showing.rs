@@ -159,7 +159,10 @@ impl Session {
     fn relocate(&mut self, number: Number, next_revision: i64) {
         let Some(mut watch) = self.watches.take(number) else { return };
         watch.leave();
-        watch.live.look_again();
+        match watch.source {
+            Source::Live { .. } => watch.live.look_again(),
+            Source::CatchUp(_) => watch.live.look_again_from_outside(),
+        }
         watch.cursor.next_revision = watch.cursor.next_revision.max(next_revision);
         watch.source = self.locate(&watch.live, &mut watch.cursor, number);
         self.watches.put(number, watch);
