@@ -39,6 +39,16 @@ pub async fn script(side: Side) {
     side.fetch(PUT, PutRequest { key: "late".into(), ..Default::default() }).await;
     fresh.next("it sees what comes").await;
 
+    // What was before the first event that is left has gone, though another watch has been told.
+    let mut told = watch_with_previous(&side, 0, "a watch that is told what was before").await;
+    let request = PutRequest { key: "k".into(), value: "4 again".into(), ..Default::default() };
+    let revision = side.fetch(PUT, request).await.header.expect("etcd's answers have a header").revision;
+    told.next("it is told").await;
+    quiet.next("another is not").await;
+    side.call("compact again", COMPACT, CompactionRequest { revision, physical: true }).await;
+    let mut asks_late = watch_with_previous(&side, revision, "a watch that asks after the compaction").await;
+    asks_late.next("it is told as much as etcd knows").await;
+
     let mut gone = watch(&side, "k", 0, "a client that goes away").await;
     gone.cancel();
     side.fetch(PUT, PutRequest { key: "k".into(), value: "5".into(), ..Default::default() }).await;
@@ -49,13 +59,25 @@ pub async fn script(side: Side) {
 type Watch = Stream<WatchRequest, WatchResponse>;
 
 fn create(key: &str, start_revision: i64) -> WatchRequest {
-    let request = WatchCreateRequest { key: key.to_owned().into(), start_revision, ..Default::default() };
+    made_of(WatchCreateRequest { key: key.to_owned().into(), start_revision, ..Default::default() })
+}
+
+fn made_of(request: WatchCreateRequest) -> WatchRequest {
     WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }
 }
 
 async fn watch(side: &Side, key: &str, start_revision: i64, case: &str) -> Watch {
+    begin(side, &create(key, start_revision), case).await
+}
+
+async fn watch_with_previous(side: &Side, start_revision: i64, case: &str) -> Watch {
+    let request = WatchCreateRequest { key: "k".into(), start_revision, prev_kv: true, ..Default::default() };
+    begin(side, &made_of(request), case).await
+}
+
+async fn begin(side: &Side, request: &WatchRequest, case: &str) -> Watch {
     let mut stream = side.on_a_new_connection().await.open(WATCH).await;
-    stream.send(&create(key, start_revision));
+    stream.send(request);
     stream.next(case).await;
     stream
 }

@@ -109,15 +109,15 @@ impl Forward<'_> {
             gone = replies.gone() => return Err(gone),
         };
         drop(until_answered);
-        let outcome = match answer {
-            Ok(answer) => self.hand_down(answer, caller, method, replies, deadline).await,
-            Err(status) => Ok(fail(replies, &status)),
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(status) => return Ok(fail(replies, &status)),
         };
-        // From here on no shared watch may begin before what is compacted.
-        if let (Some(revision), Ok(Code::Ok)) = (compacts_at, &outcome) {
+        // Before the client hears of it, who may then watch from what it believes to be gone.
+        if let (Some(revision), None) = (compacts_at, answer.code()) {
             self.hub.compacted(revision);
         }
-        outcome
+        self.hand_down(answer, caller, method, replies, deadline).await
     }
 
     /// Whether the tenant may store more, if this is a request that stores.

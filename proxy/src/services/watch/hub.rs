@@ -137,7 +137,7 @@ impl Hub {
         self.seen.current.load(Ordering::Relaxed).max(self.seen.before.load(Ordering::Relaxed))
     }
 
-    /// Notes that everything before `revision` is compacted: no watch may begin there any more.
+    /// Notes that everything before `revision` is compacted: no shared watch knows any more what etcd would say of it.
     pub fn compacted(&self, revision: i64) {
         let feeds: Vec<_> = self.lock_feeds().values().filter_map(Weak::upgrade).collect();
         for feed in feeds {

@@ -274,11 +274,12 @@ impl Log {
         }
     }
 
-    /// Lets no new reader begin where etcd would refuse it. Those that are here keep their place, as a watcher of
-    /// etcd's does that has been sent its events already.
+    /// Lets no new reader begin where etcd would refuse it, or at `revision` itself, whose events have lost what was
+    /// before them. Those that are here keep their place, as a watcher of etcd's does that has been sent its events
+    /// already.
     pub fn compacted(&self, revision: i64) {
         let mut state = self.lock();
-        state.covered_from = state.covered_from.max(revision.min(state.covered_to.saturating_add(1)));
+        state.covered_from = state.covered_from.max(revision.min(state.covered_to).saturating_add(1));
     }
 
     /// A new reader's seat, from which it reads what is of `revision` or after it. `None` if that has been dropped
