@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tonic::transport::{Channel, Endpoint};
 
 /// A connection on loopback is there at once or not at all.
@@ -17,4 +18,15 @@ pub fn endpoint(address: &str) -> Endpoint {
     Endpoint::from_shared(format!("http://{address}"))
         .unwrap_or_else(|error| panic!("{address} is no address: {error}"))
         .connect_timeout(CONNECT_TIMEOUT)
+}
+
+/// A message with its prefix.
+pub fn frame(message: &[u8]) -> Bytes {
+    flagged(0, message)
+}
+
+/// The same with any compression flag.
+pub fn flagged(flag: u8, message: &[u8]) -> Bytes {
+    let length = u32::try_from(message.len()).expect("messages are small");
+    [&[flag][..], &length.to_be_bytes(), message].concat().into()
 }

@@ -15,6 +15,8 @@ pub mod ports;
 pub mod process;
 /// Where the programs are: ours from cargo, etcd's from `tools/build.sh`.
 pub mod programs;
+/// Waits for what offers no event.
+pub mod wait;
 
 /// Certificates of all the kinds that etcd and the proxy take or must refuse.
 pub mod certs;
@@ -31,8 +33,10 @@ pub mod apiserver;
 pub mod etcd;
 /// A real etcdctl.
 pub mod etcdctl;
-/// gRPC channels to etcd or a proxy.
+/// gRPC channels to etcd or a proxy, and messages as they stand on the wire.
 pub mod grpc;
+/// Whoever pretends to be an etcd.
+pub mod peer;
 /// A proxy, ours or etcd's own.
 pub mod proxy;
 

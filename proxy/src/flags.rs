@@ -38,12 +38,7 @@ pub use parse::{Invocation, parse};
 pub use refusal::Refusal;
 pub use tenancy::{AuditFlags, COMPACTIONS, PROFILES, TenancyFlags};
 pub use user::UserFlags;
-
-use command_line::{command_line, without_userinfo};
-use values::{
-    as_go_duration, as_level, as_text, duration, log_format, log_level, max_concurrent_streams, max_recv_bytes,
-    max_send_bytes, path, ping_timeout, uint32, uint64,
-};
+pub use values::LogFormat;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -55,6 +50,11 @@ use clap::{ArgAction, Parser};
 use serde::Serialize;
 
 use crate::go;
+use command_line::{command_line, without_userinfo};
+use values::{
+    as_go_duration, as_level, as_text, duration, log_format, log_level, max_concurrent_streams, max_recv_bytes,
+    max_send_bytes, path, ping_timeout, uint32, uint64,
+};
 
 const ENDPOINTS: &str = "Endpoints and discovery";
 const REGISTRATION: &str = "Registration and namespace";
@@ -88,14 +88,6 @@ const GROUPS: [&str; 14] = [
     TENANT_LIMITS,
     OURS,
 ];
-
-/// What a log line looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    Json,
-    Text,
-}
 
 /// Every flag with its value.
 ///
@@ -443,19 +435,6 @@ impl Flags {
     /// The level to log at: `--debug` wins over `--log-level`.
     pub fn level(&self) -> tracing::Level {
         if self.debug { tracing::Level::DEBUG } else { self.log_level }
-    }
-
-    /// All flags with their values, for the start-up log: a command line that a shell reads back.
-    ///
-    /// No flag holds a secret by itself, only files that do; but a URL may carry a user and a password, and these are
-    /// masked.
-    pub fn effective(&self) -> String {
-        let mut shown = self.clone();
-        let urls = shown.endpoints.iter_mut().chain(&mut shown.metrics_addr);
-        for url in urls.chain([&mut shown.advertise_client_url, &mut shown.listen_addr]) {
-            *url = without_userinfo(url);
-        }
-        command_line(&shown)
     }
 }
 

@@ -7,10 +7,9 @@ use std::sync::{
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_proxy_e2e::{Proxy, grpc};
+use etcd_proxy_e2e::{Proxy, grpc, peer};
 use etcd_proxy_proto::etcdserverpb::{SnapshotRequest, SnapshotResponse, maintenance_client::MaintenanceClient};
 use h2::server::SendResponse;
-use http::Response;
 use prost::Message;
 use tokio::sync::watch;
 
@@ -27,35 +26,21 @@ struct Busy {
 
 impl Busy {
     async fn start() -> (Busy, String) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound").to_string();
         let busy = Busy { asked: Arc::new(watch::Sender::new(0)), answered: Arc::default() };
         let server = busy.clone();
-        tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                let server = server.clone();
-                tokio::spawn(async move {
-                    let Ok(mut http2) = h2::server::handshake(socket).await else { return };
-                    while let Some(Ok((request, respond))) = http2.accept().await {
-                        let is_snapshot = request.uri().path().ends_with("/Snapshot");
-                        let server = server.clone();
-                        tokio::spawn(async move {
-                            if is_snapshot { server.send_pieces(respond).await } else { server.check(respond).await }
-                        });
-                    }
-                });
-            }
+        let address = peer::start(move |request, respond| {
+            let (server, is_snapshot) = (server.clone(), request.uri().path().ends_with("/Snapshot"));
+            async move { if is_snapshot { server.send_pieces(respond).await } else { server.check(respond).await } }
         });
+        let address = address.await;
         (busy, address)
     }
 
     async fn check(&self, mut respond: SendResponse<Bytes>) {
         if self.answered.fetch_add(1, Ordering::Relaxed) == 0 {
-            let mut body = respond.send_response(grpc_head(), false).expect("the proxy waits");
-            body.send_data(framed(&[0x08, 0x01]), false).expect("the proxy waits");
-            let mut trailers = http::HeaderMap::new();
-            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-            body.send_trailers(trailers).expect("the proxy waits");
+            let mut body = respond.send_response(peer::head(), false).expect("the proxy waits");
+            body.send_data(grpc::frame(&[0x08, 0x01]), false).expect("the proxy waits");
+            body.send_trailers(peer::ended("0")).expect("the proxy waits");
             return;
         }
         self.asked.send_modify(|asked| *asked += 1);
@@ -64,26 +49,17 @@ impl Busy {
     }
 
     async fn send_pieces(&self, mut respond: SendResponse<Bytes>) {
-        let mut body = respond.send_response(grpc_head(), false).expect("the proxy waits");
+        let mut body = respond.send_response(peer::head(), false).expect("the proxy waits");
         let mut asked = self.asked.subscribe();
         for number in 1..=UNANSWERED {
             asked.wait_for(|asked| *asked >= number).await.expect("the sender lives as long as this");
             let piece = SnapshotResponse { remaining_bytes: number, ..SnapshotResponse::default() };
             // It fails only when the proxy has left, which the client notices.
-            let _ = body.send_data(framed(&piece.encode_to_vec()), false);
+            let _ = body.send_data(grpc::frame(&piece.encode_to_vec()), false);
         }
         // From here on there is silence.
         let _ = std::future::poll_fn(|context| body.poll_reset(context)).await;
     }
-}
-
-fn grpc_head() -> Response<()> {
-    Response::builder().header("content-type", "application/grpc").body(()).expect("a response head")
-}
-
-fn framed(message: &[u8]) -> Bytes {
-    let length = u32::try_from(message.len()).expect("a small message");
-    [&[0][..], &length.to_be_bytes(), message].concat().into()
 }
 
 #[tokio::test(flavor = "multi_thread")]

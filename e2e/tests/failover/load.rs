@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use etcd_proxy_e2e::wait::eventually;
 use etcd_proxy_e2e::{Proxy, grpc};
 use etcd_proxy_proto::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, ResponseHeader, kv_client::KvClient};
 use tokio::{task::JoinHandle, time::timeout};
@@ -33,15 +34,6 @@ pub async fn put(channel: &Channel, key: &str, value: &str) -> Result<(), Status
 
 pub fn header(answer: RangeResponse) -> ResponseHeader {
     answer.header.expect("every answer has a header")
-}
-
-/// Polls, where there is no event to wait for.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Waits until so many endpoints have been found to be in a state, also those that were so before the proxy served.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use etcd_proxy_e2e::grpc;
 use h2::client;
 use http::{HeaderMap, Request};
 use prost::Message;
@@ -29,10 +29,7 @@ pub async fn call(address: &str, path: &str, request: &impl Message, timeout: &s
         .body(())
         .expect("a request head");
     let (response, mut send) = client.send_request(head, false).expect("the connection is open");
-    let message = request.encode_to_vec();
-    let length = u32::try_from(message.len()).expect("a small message");
-    let framed = [&[0][..], &length.to_be_bytes(), &message].concat();
-    send.send_data(Bytes::from(framed), true).expect("the stream is open");
+    send.send_data(grpc::frame(&request.encode_to_vec()), true).expect("the stream is open");
     let (head, mut body) = response.await.expect("an answer").into_parts();
     while body.data().await.is_some() {}
     let trailers = body.trailers().await.expect("a whole answer").unwrap_or_default();

@@ -9,9 +9,8 @@ use etcd_proxy::doors::Address;
 use etcd_proxy::tls::{self, ClientTls};
 use etcd_proxy::{config, flags, gateway};
 use etcd_proxy_e2e::dns::Record;
+use etcd_proxy_e2e::wait::until;
 use etcd_proxy_e2e::{Authority, Etcd, NameServer, Tls};
-
-use super::eventually;
 
 const PLAIN: &str = "_etcd-client._tcp.example.com";
 const SECURE: &str = "_etcd-client-ssl._tcp.example.com";
@@ -78,14 +77,14 @@ async fn priorities_and_weights_of_srv_records_decide_and_new_records_are_follow
 
     // The other two are taken away while it runs.
     name_server.set_records(PLAIN, &[record(0, 2, 0)]);
-    eventually("the new record is followed", || {
+    until("the new record is followed", || {
         visit(&gateway, 1);
         servers[0].count() > 0
     });
     // A name server that fails takes nothing away.
     name_server.set_failing(true);
     let questions = name_server.questions();
-    eventually("it asks again", || name_server.questions() > questions + 1);
+    until("it asks again", || name_server.questions() > questions + 1);
     visit(&gateway, 1);
     gateway.drain().await;
 }

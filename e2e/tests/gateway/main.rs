@@ -3,27 +3,16 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use etcd_proxy_e2e::process::PATIENCE;
 use etcd_proxy_e2e::proxy::Program;
+use etcd_proxy_e2e::wait::until;
 use etcd_proxy_e2e::{Authority, Etcd, Etcdctl, Outcome, Process, Proxy, Tls, Version, http, ports};
 use serde_json::Value;
 
 mod discovery;
 mod docs;
 mod names;
-
-/// How often something is looked at that offers no event.
-const POLL: Duration = Duration::from_millis(20);
-
-fn eventually(what: &str, mut look: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !look() {
-        assert!(Instant::now() < deadline, "never came true: {what}");
-        std::thread::sleep(POLL);
-    }
-}
 
 fn gateway(endpoints: &str) -> Proxy {
     Proxy::builder().gateway().flag(format!("--endpoints={endpoints}")).start()
@@ -249,7 +238,7 @@ fn sigterm_lets_open_connections_end_and_takes_no_new_ones() {
     etcd.etcdctl().ok(&["put", "key", "before"]);
     watch.expect_stdout("before");
     gateway.process.signal(libc::SIGTERM);
-    eventually("the listener closes", || TcpStream::connect(gateway.address()).is_err());
+    until("the listener closes", || TcpStream::connect(gateway.address()).is_err());
     etcd.etcdctl().ok(&["put", "key", "during"]);
     watch.expect_stdout("during");
     drop(watch);

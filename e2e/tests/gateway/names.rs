@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use etcd_proxy_e2e::Proxy;
-
-use super::eventually;
+use etcd_proxy_e2e::wait::until;
 
 /// Has the C library find one name in a file, as `/etc/hosts` and name servers would, and all others as ever.
 const RESOLVER: &str = r#"
@@ -80,7 +79,7 @@ fn a_name_that_comes_to_mean_another_machine_is_followed() {
     let beside = folder.path().join("new");
     std::fs::write(&beside, "127.0.0.3").expect("the folder can be written to");
     std::fs::rename(&beside, &hosts).expect("it takes the place of the other");
-    eventually("the name is looked up again", || greeting() == "second");
+    until("the name is looked up again", || greeting() == "second");
     // Names that cannot be looked up any more take nothing away.
     std::fs::remove_file(&hosts).expect("it was there");
     assert_eq!(greeting(), "second");

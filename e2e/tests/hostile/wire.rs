@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use etcd_proxy_e2e::grpc;
+
 /// How long an answer may take on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -106,8 +108,7 @@ pub fn headers(stream: u32, path: &str) -> Vec<u8> {
 
 /// A gRPC message with its prefix.
 pub fn message(bytes: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(bytes.len()).expect("messages are short").to_be_bytes();
-    [&[0], &len[..], bytes].concat()
+    grpc::frame(bytes).into()
 }
 
 /// A whole unary call.

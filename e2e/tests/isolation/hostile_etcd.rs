@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes, BytesMut};
 use etcd_proxy::rules::methods::METHODS;
-use etcd_proxy_e2e::{Proxy, grpc};
+use etcd_proxy_e2e::{Proxy, grpc, peer};
 use etcd_proxy_proto::{
     etcdserverpb::{
         CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantResponse, LeaseTimeToLiveResponse,
@@ -18,7 +18,6 @@ use etcd_proxy_proto::{
     v3lockpb::LockResponse,
 };
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue};
 use prost::Message;
 
 use crate::raw;
@@ -135,19 +134,9 @@ fn header() -> Option<ResponseHeader> {
     Some(ResponseHeader { cluster_id: 1, member_id: 1, revision: 2, raft_term: 2 })
 }
 
-fn frame(message: &[u8]) -> Bytes {
-    let size = u32::try_from(message.len()).expect("a short message");
-    [&[0], &size.to_be_bytes()[..], message].concat().into()
-}
-
-fn ended(code: &'static str) -> HeaderMap {
-    HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static(code))])
-}
-
 async fn serve(dice: Dice, path: String, mut body: RecvStream, mut respond: SendResponse<Bytes>) -> Option<()> {
-    let response = http::Response::builder().header("content-type", "application/grpc").body(()).ok()?;
     if path.ends_with("/Watch") {
-        let mut send = respond.send_response(response, false).ok()?;
+        let mut send = respond.send_response(peer::head(), false).ok()?;
         let mut asked = BytesMut::new();
         while let Some(Ok(data)) = body.data().await {
             let _ = body.flow_control().release_capacity(data.len());
@@ -164,8 +153,8 @@ async fn serve(dice: Dice, path: String, mut body: RecvStream, mut respond: Send
                 let created = WatchResponse { created: true, ..said.clone() };
                 let event = || Event { r#type: 0, kv: Some(dice.pair()), prev_kv: Some(dice.pair()) };
                 let events = WatchResponse { events: (0..=dice.roll(3)).map(|_| event()).collect(), ..said };
-                send.send_data(frame(&created.encode_to_vec()), false).ok()?;
-                send.send_data(frame(&events.encode_to_vec()), false).ok()?;
+                send.send_data(grpc::frame(&created.encode_to_vec()), false).ok()?;
+                send.send_data(grpc::frame(&events.encode_to_vec()), false).ok()?;
             }
         }
         return Some(());
@@ -173,30 +162,11 @@ async fn serve(dice: Dice, path: String, mut body: RecvStream, mut respond: Send
     while let Some(Ok(data)) = body.data().await {
         let _ = body.flow_control().release_capacity(data.len());
     }
-    let mut send = respond.send_response(response, false).ok()?;
+    let mut send = respond.send_response(peer::head(), false).ok()?;
     for answer in dice.answers(&path) {
-        send.send_data(frame(&answer), false).ok()?;
+        send.send_data(grpc::frame(&answer), false).ok()?;
     }
-    send.send_trailers(ended("0")).ok()
-}
-
-/// Starts it; it ends with the test.
-async fn hostile_etcd(dice: Dice) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound").to_string();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            let dice = dice.clone();
-            tokio::spawn(async move {
-                let Ok(mut http2) = h2::server::handshake(socket).await else { return };
-                while let Some(Ok((request, respond))) = http2.accept().await {
-                    let path = request.uri().path().to_owned();
-                    tokio::spawn(serve(dice.clone(), path, request.into_body(), respond));
-                }
-            });
-        }
-    });
-    address
+    send.send_trailers(peer::ended("0")).ok()
 }
 
 /// A request that is well-formed, of the tenant's own keys.
@@ -250,7 +220,12 @@ fn understood(path: &str, message: &Bytes) -> Bytes {
 #[tokio::test]
 async fn no_byte_of_a_foreign_key_reaches_a_tenant_whatever_etcd_answers() {
     let dice = Dice(Arc::new(Mutex::new(0x9e37_79b9_7f4a_7c15)));
-    let etcd = hostile_etcd(dice.clone()).await;
+    let answering = dice.clone();
+    let etcd = peer::start(move |request, respond| {
+        let path = request.uri().path().to_owned();
+        serve(answering.clone(), path, request.into_body(), respond)
+    });
+    let etcd = etcd.await;
     let proxy = Proxy::builder()
         .flag(format!("--endpoints={etcd}"))
         .flag(format!("--namespace={PREFIX}"))

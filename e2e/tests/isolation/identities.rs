@@ -1,17 +1,10 @@
 //! Who is asking: clients told apart by their certificates, on one port.
 
-use std::{
-    fs,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{fs, process::Command};
 
-use etcd_proxy_e2e::{Authority, Pair, Process, Proxy};
+use etcd_proxy_e2e::{Authority, Pair, Process, Proxy, wait};
 
 use crate::port::Port;
-
-/// Longer than anything takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const RULES: &str = "
 client-identity:
@@ -107,11 +100,9 @@ fn rules_that_change_are_taken_over_and_who_loses_a_rule_is_cut_off() {
     assert!(refused.code != 0 && refused.stderr.contains("names nobody whom this proxy serves"), "{refused:?}");
     // Each connection is cut off by itself: only the watch of team a is left.
     let operator = pair("admin");
-    let deadline = Instant::now() + PATIENCE;
-    while !page(proxy, authority, &operator, "--http2", "/proxy/metrics").contains("\netcd_proxy_client_watches 1\n") {
-        assert!(Instant::now() < deadline, "team b still watches");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait::until("only team a watches", || {
+        page(proxy, authority, &operator, "--http2", "/proxy/metrics").contains("\netcd_proxy_client_watches 1\n")
+    });
     etcd.etcdctl().ok(&["put", "/b/k", "secret"]);
     stranger.ok(&["put", "k", "of-c"]);
     assert_eq!(etcd.etcdctl().ok(&["get", "/c/k", "--print-value-only"]), "of-c");

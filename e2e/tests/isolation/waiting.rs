@@ -1,8 +1,8 @@
 //! What waits: for its turn at etcd, and for etcd to say that it is well.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use etcd_proxy_e2e::{Etcd, Proxy, http, ports, process::PATIENCE};
+use etcd_proxy_e2e::{Etcd, Proxy, http, ports, wait::eventually};
 use etcd_proxy_proto::etcdserverpb::{PutRequest, kv_client::KvClient};
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -26,14 +26,6 @@ max-upstream-requests: 1
 const PUTS: usize = 300;
 const CHECKS: usize = 50;
 
-async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test]
 async fn what_waits_for_its_turn_is_not_stored_beyond_what_its_tenant_may() {
     let metrics = ports::free_address();
@@ -47,13 +39,13 @@ async fn what_waits_for_its_turn_is_not_stored_beyond_what_its_tenant_may() {
     };
     put(0).await.expect("there is room");
     let stored = || metric("etcd_proxy_tenant_used{limit=\"keys\",tenant=\"team-a\"}");
-    eventually("what is stored is counted", || stored() == Some(1.0)).await;
+    eventually("what is stored is counted", || async { stored() == Some(1.0) }).await;
 
     port.etcd.member(0).pause();
     let mut puts = JoinSet::new();
     (1..=PUTS).for_each(|number| drop(puts.spawn(put(number))));
     let started = "grpc_server_started_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}";
-    eventually("all wait", || metric(started) == Some(PUTS as f64 + 1.0)).await;
+    eventually("all wait", || async { metric(started) == Some(PUTS as f64 + 1.0) }).await;
     port.etcd.member(0).resume();
     let mut stored = 1;
     while let Some(put) = puts.join_next().await {

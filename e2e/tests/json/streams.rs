@@ -1,15 +1,11 @@
 //! Streams over JSON: each message at once, held back for who reads slowly, ended for who leaves, through one proxy and
 //! through two.
 
-use std::time::{Duration, Instant};
-
-use etcd_proxy_e2e::{Etcd, Proxy, process::PATIENCE};
+use etcd_proxy_e2e::{Etcd, Proxy, wait::until};
 use serde_json::Value;
 
 use crate::raw::{self, Wire, request};
 
-/// How often a number is asked for that no event tells of.
-const POLL: Duration = Duration::from_millis(20);
 const FOO: &str = "Zm9v";
 
 fn watch(address: &str, key: &str) -> Wire {
@@ -31,14 +27,6 @@ fn values(line: &str) -> Vec<String> {
     let line: Value = serde_json::from_str(line).expect("it is JSON");
     let events = line["result"]["events"].as_array().unwrap_or_else(|| panic!("no events in {line}"));
     events.iter().map(|event| event["kv"]["value"].as_str().unwrap_or_default().to_owned()).collect()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(POLL);
-    }
 }
 
 fn watchers(etcd: &Etcd) -> Option<f64> {

@@ -4,12 +4,12 @@ use std::io::Read;
 
 use bytes::Bytes;
 use etcd_proxy_e2e::Version;
+use etcd_proxy_e2e::grpc::{flagged, frame};
 use etcd_proxy_proto::etcdserverpb::{PutRequest, RangeRequest};
 use prost::Message;
 
 use crate::rpcs::{PUT, RANGE};
 use crate::side::{Side, grpc_headers};
-use crate::wire::{flagged, frame};
 
 pub fn flags(_: Version) -> Vec<String> {
     Vec::new()

@@ -5,11 +5,12 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use bytes::Bytes;
+use etcd_proxy_e2e::grpc::frame;
 use etcd_proxy_proto::etcdserverpb::WatchResponse;
 use prost::Message;
 
 use crate::side::{Side, show_bytes};
-use crate::wire::{Call, Item, frame};
+use crate::wire::{Call, Item};
 
 /// What a message must be to be received and shown.
 pub trait Answer: Message + Default + Debug {}

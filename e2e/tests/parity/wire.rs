@@ -178,16 +178,3 @@ impl Call {
         }
     }
 }
-
-/// A message with its prefix.
-pub fn frame(message: &[u8]) -> Bytes {
-    flagged(0, message)
-}
-
-/// The same with any compression flag.
-pub fn flagged(flag: u8, message: &[u8]) -> Bytes {
-    let mut framed = vec![flag];
-    framed.extend_from_slice(&u32::try_from(message.len()).expect("messages are small").to_be_bytes());
-    framed.extend_from_slice(message);
-    framed.into()
-}

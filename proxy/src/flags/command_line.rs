@@ -4,7 +4,23 @@ use clap::CommandFactory;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Flags;
 use crate::go;
+
+impl Flags {
+    /// All flags with their values, for the start-up log: a command line that a shell reads back.
+    ///
+    /// No flag holds a secret by itself, only files that do; but a URL may carry a user and a password, and these are
+    /// masked.
+    pub fn effective(&self) -> String {
+        let mut shown = self.clone();
+        let urls = shown.endpoints.iter_mut().chain(&mut shown.metrics_addr);
+        for url in urls.chain([&mut shown.advertise_client_url, &mut shown.listen_addr]) {
+            *url = without_userinfo(url);
+        }
+        command_line(&shown)
+    }
+}
 
 /// All flags of a command with their values, as a shell reads them.
 pub fn command_line<F: CommandFactory + Serialize>(flags: &F) -> String {

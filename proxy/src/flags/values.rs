@@ -4,10 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use serde::Serializer;
+use serde::{Serialize, Serializer};
 
-use super::LogFormat;
 use crate::go;
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Json,
+    Text,
+}
 
 /// A duration below zero means what zero means, as etcd compares with `> 0` throughout; the parser warns about it.
 pub fn duration(text: &str) -> Result<Duration, String> {
