@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::wire::{self, END_STREAM, HEAD_LEN, Head, kind};
+use crate::wire::{self, END_STREAM, HEAD_LEN, Head, NO_ERROR, kind};
 
 /// What is written.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,8 @@ pub struct Source {
     /// Writes that were sent, and those that etcd has answered.
     pub sent: u64,
     pub done: u64,
-    failed: u64,
+    /// The error code of a stream that etcd reset.
+    reset: Option<u32>,
     unread: u32,
     /// Frames that have not come whole yet.
     held: Vec<u8>,
@@ -74,7 +75,7 @@ impl Source {
             begun: Instant::now(),
             sent: 0,
             done: 0,
-            failed: 0,
+            reset: None,
             unread: 0,
             held: Vec::new(),
             waiting: VecDeque::new(),
@@ -116,7 +117,10 @@ impl Source {
                 return Err(io::Error::other("etcd has stopped to answer"));
             }
         }
-        if self.failed > 0 { Err(io::Error::other(format!("etcd refused {} writes", self.failed))) } else { Ok(()) }
+        match self.reset {
+            Some(code) => Err(io::Error::other(format!("etcd reset a write with the HTTP/2 error code {code}"))),
+            None => Ok(()),
+        }
     }
 
     fn put_write(&mut self, out: &mut Vec<u8>) {
@@ -205,7 +209,9 @@ impl Source {
                 kind::GOAWAY => return Err(io::Error::other("etcd closes the connection")),
                 // A refusal ends so too; its events do not come then, which the watchers tell.
                 kind::HEADERS if head.flags & END_STREAM != 0 => self.done += 1,
-                kind::RST_STREAM => self.failed += 1,
+                // Where grpc-go answers before it has noted that the request has ended, it resets the stream after the
+                // answer, with NO_ERROR.
+                kind::RST_STREAM => self.reset = self.reset.or(error_code(payload).filter(|&code| code != NO_ERROR)),
                 kind::DATA => self.unread += head.len as u32,
                 _ => (),
             }
@@ -218,4 +224,8 @@ impl Source {
         }
         self.socket.write_all(&out)
     }
+}
+
+fn error_code(payload: &[u8]) -> Option<u32> {
+    payload.first_chunk().map(|code| u32::from_be_bytes(*code))
 }

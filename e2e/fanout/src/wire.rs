@@ -21,6 +21,9 @@ pub mod kind {
     pub const WINDOW_UPDATE: u8 = 8;
 }
 
+/// The error code of a stream that is reset though nothing went wrong.
+pub const NO_ERROR: u32 = 0;
+
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
