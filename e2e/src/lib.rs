@@ -7,6 +7,8 @@
 //!
 //! This crate is for tests only, so it panics where a test could not go on, and says what is missing.
 
+/// Numbers that look like chance and are the same in each run.
+pub mod chance;
 /// A TCP hop that can be frozen or cut.
 pub mod forwarder;
 /// Free ports of 127.0.0.1.

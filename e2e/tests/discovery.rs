@@ -2,24 +2,12 @@
 
 use std::ffi::OsString;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use etcd_proxy::flags::{Invocation, parse};
 use etcd_proxy::{app, config};
-use etcd_proxy_e2e::process::PATIENCE;
+use etcd_proxy_e2e::wait::{eventually, until};
 use etcd_proxy_e2e::{Authority, Etcd, Etcdctl, NameServer, Process, Proxy, Tls, Version, ports};
 use serde_json::Value;
-
-/// How often the proxy is asked about something that it offers no event for.
-const POLL: Duration = Duration::from_millis(50);
-
-async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !look().await {
-        assert!(Instant::now() < deadline, "never came true: {what}");
-        tokio::time::sleep(POLL).await;
-    }
-}
 
 // === by the member list ===
 
@@ -85,22 +73,18 @@ fn a_learner_is_no_endpoint_until_it_is_promoted_and_a_removed_member_is_none_an
     late.expect_stderr("ready to serve client requests");
 
     let id = member_id(&etcd.etcdctl(), |member| member["isLearner"] == true);
-    let deadline = Instant::now() + PATIENCE;
     // A learner has to be level with the leader first, which etcd tells only by refusing.
-    while etcd.etcdctl().run(&["member", "promote", &id]).code != 0 {
-        assert!(Instant::now() < deadline, "the learner is never promoted");
-        assert!(!proxy.process.stderr.text().contains(&client), "a learner is an endpoint");
-        std::thread::sleep(POLL);
-    }
+    until("the learner is promoted", || {
+        let is_promoted = etcd.etcdctl().run(&["member", "promote", &id]).code == 0;
+        assert!(is_promoted || !proxy.process.stderr.text().contains(&client), "a learner is an endpoint");
+        is_promoted
+    });
     proxy.process.expect_stderr(&client);
 
     let id = member_id(&etcd.etcdctl(), |member| member["name"] == "m0");
     let remove = || Etcdctl::new(Version::default(), &client).run(&["member", "remove", &id]);
     // etcd refuses it for as long as the members are new to each other.
-    while remove().code != 0 {
-        assert!(Instant::now() < deadline, "the first member is never removed");
-        std::thread::sleep(POLL);
-    }
+    until("the first member is removed", || remove().code == 0);
     let gone = proxy.expect_log("endpoint removed");
     assert!(gone.to_string().contains(&first), "{gone}");
     proxy.etcdctl().ok(&["put", "key", "value"]);

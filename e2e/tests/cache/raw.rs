@@ -1,18 +1,14 @@
 //! Calls whose answers are kept as bytes, and the few that all of these tests are made of.
 
-use std::time::{Duration, Instant};
-
 use bytes::{Buf, BufMut, Bytes};
 use etcd_proxy_e2e::{Proxy, grpc};
+pub use etcd_proxy_e2e::{chance::Chance, process::PATIENCE, wait::eventually};
 use etcd_proxy_proto::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, kv_client::KvClient};
 use http::uri::PathAndQuery;
 use prost::Message;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::{Request, Status, transport::Channel};
-
-/// How long what must happen may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Default)]
 struct AsBytes;
@@ -122,29 +118,4 @@ pub async fn warm(proxy: &Proxy, client: &Client, request: &RangeRequest) {
         hits(proxy) > before
     })
     .await;
-}
-
-/// Polls, where there is no event to wait for.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Numbers by xorshift, which needs no more than this.
-pub struct Chance(pub u64);
-
-impl Chance {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % bound
-    }
-
-    pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[usize::try_from(self.below(choices.len() as u64)).expect("there are few choices")]
-    }
 }

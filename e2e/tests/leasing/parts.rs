@@ -1,8 +1,9 @@
 //! Proxies that lease, and the few calls that the tests are made of.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use etcd_proxy_e2e::{Etcd, Proxy, Version, grpc, proxy::Program};
+pub use etcd_proxy_e2e::{process::PATIENCE, wait::eventually};
 use etcd_proxy_proto::etcdserverpb::{
     Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp,
     TxnRequest, TxnResponse, compare::CompareResult, compare::CompareTarget, compare::TargetUnion, kv_client::KvClient,
@@ -12,8 +13,6 @@ use tokio::time::timeout;
 use tonic::{Status, transport::Channel};
 
 pub const PREFIX: &str = "leasing/";
-/// How long what must happen may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a call waits for an etcd that does not answer, where that is what it is to find.
 pub const BRIEFLY: Duration = Duration::from_millis(300);
 
@@ -36,15 +35,6 @@ pub fn original(endpoints: &str, flags: &[&str]) -> Proxy {
         .flag(format!("--experimental-leasing-prefix={PREFIX}"))
         .flags(flags.iter().copied())
         .start()
-}
-
-/// Polls, where there is no event to wait for.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// A client of a proxy, or of etcd past them all.

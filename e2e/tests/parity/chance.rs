@@ -1,14 +1,14 @@
 //! Reads and writes by chance, the same on each side: whatever is asked, and however often, so that the proxy answers
 //! some of it from its cache, each answer is etcd's byte for byte.
 
-use etcd_proxy_e2e::Version;
+use etcd_proxy_e2e::{Version, chance::Chance};
 use etcd_proxy_proto::etcdserverpb::{
     CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
     PutRequest, RangeRequest, RequestOp, TxnRequest, compare::TargetUnion, request_op::Request,
 };
 
 use crate::lease::hide;
-use crate::mixture::Chance;
+use crate::mixture;
 use crate::rpcs::{
     COMPACT, DELETE_RANGE, LEASE_GRANT, LEASE_LEASES, LEASE_REVOKE, LEASE_TIME_TO_LIVE, PUT, RANGE, RANGE_STREAM, TXN,
 };
@@ -102,12 +102,8 @@ async fn call(side: &Side, chance: &mut Chance, case: &str, now: i64) -> i64 {
 }
 
 /// Small numbers are `i64`s too.
-fn number(chance: &mut Chance, bound: u64) -> i64 {
-    i64::try_from(chance.below(bound)).expect("bounds are small")
-}
-
 fn lease(chance: &mut Chance) -> i64 {
-    number(chance, LEASES + 1)
+    chance.small(LEASES + 1)
 }
 
 /// Mostly one that was, and now and then one that cannot be.
@@ -116,20 +112,20 @@ fn revision(chance: &mut Chance, now: i64) -> i64 {
         0 => now + 1,
         1 => -1,
         2 => now,
-        _ => (now - number(chance, 40)).max(0),
+        _ => (now - chance.small(40)).max(0),
     }
 }
 
 fn range(chance: &mut Chance, now: i64) -> RangeRequest {
-    let (key, end) = chance.range();
+    let (key, end) = mixture::range(chance);
     let (key, end) = if chance.below(20) == 0 { (end, key) } else { (key, end) };
     let mut request = RangeRequest { key: key.into(), range_end: end.into(), ..Default::default() };
     for _ in 0..chance.below(4) {
         match chance.below(12) {
-            0 => request.limit = number(chance, 6) - 1,
+            0 => request.limit = chance.small(6) - 1,
             1 => request.revision = revision(chance, now),
-            2 => request.sort_order = number(chance, 3).try_into().expect("it is small"),
-            3 => request.sort_target = number(chance, 5).try_into().expect("it is small"),
+            2 => request.sort_order = chance.small(3).try_into().expect("it is small"),
+            3 => request.sort_target = chance.small(5).try_into().expect("it is small"),
             4 | 5 => request.serializable = true,
             6 => request.keys_only = true,
             7 => request.count_only = true,
@@ -143,7 +139,8 @@ fn range(chance: &mut Chance, now: i64) -> RangeRequest {
 }
 
 fn put(chance: &mut Chance) -> PutRequest {
-    let mut request = PutRequest { key: chance.key().into(), value: value(chance).into(), ..Default::default() };
+    let mut request =
+        PutRequest { key: mixture::key(chance).into(), value: value(chance).into(), ..Default::default() };
     match chance.below(6) {
         0 => request.lease = lease(chance),
         1 => request.prev_kv = true,
@@ -164,7 +161,7 @@ fn value(chance: &mut Chance) -> String {
 }
 
 fn delete(chance: &mut Chance) -> DeleteRangeRequest {
-    let (key, end) = if chance.below(3) == 0 { chance.range() } else { (chance.key(), "") };
+    let (key, end) = if chance.below(3) == 0 { mixture::range(chance) } else { (mixture::key(chance), "") };
     DeleteRangeRequest { key: key.into(), range_end: end.into(), prev_kv: chance.below(2) == 0 }
 }
 
@@ -193,14 +190,14 @@ fn op(chance: &mut Chance, depth: u64, now: i64) -> RequestOp {
 }
 
 fn compare(chance: &mut Chance, now: i64) -> Compare {
-    let (key, end) = if chance.below(4) == 0 { chance.range() } else { (chance.key(), "") };
+    let (key, end) = if chance.below(4) == 0 { mixture::range(chance) } else { (mixture::key(chance), "") };
     let (target, target_union) = match chance.below(5) {
-        0 => (0, TargetUnion::Version(number(chance, 3))),
+        0 => (0, TargetUnion::Version(chance.small(3))),
         1 => (1, TargetUnion::CreateRevision(revision(chance, now))),
         2 => (2, TargetUnion::ModRevision(revision(chance, now))),
         3 => (3, TargetUnion::Value(value(chance).into())),
         _ => (4, TargetUnion::Lease(lease(chance))),
     };
-    let result = number(chance, 4).try_into().expect("it is small");
+    let result = chance.small(4).try_into().expect("it is small");
     Compare { result, target, key: key.into(), range_end: end.into(), target_union: Some(target_union) }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use etcd_proxy_e2e::Version;
+use etcd_proxy_e2e::{Version, chance::Chance};
 use etcd_proxy_proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp,
     TxnRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
@@ -46,30 +46,18 @@ pub async fn script(side: Side) {
     side.call("what is there in the end", RANGE, everything).await;
 }
 
-/// Numbers by xorshift, which needs no more than this.
-pub struct Chance(pub u64);
+pub fn key(chance: &mut Chance) -> &'static str {
+    chance.one_of(&KEYS)
+}
 
-impl Chance {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % bound
-    }
-
-    pub fn key(&mut self) -> &'static str {
-        KEYS[usize::try_from(self.below(KEYS.len() as u64)).expect("there are few keys")]
-    }
-
-    pub fn range(&mut self) -> (&'static str, &'static str) {
-        match self.below(4) {
-            0 => (self.key(), ""),
-            1 => (self.key(), "\0"),
-            2 => ("\0", "\0"),
-            _ => {
-                let (one, other) = (self.key(), self.key());
-                (one.min(other), one.max(other))
-            }
+pub fn range(chance: &mut Chance) -> (&'static str, &'static str) {
+    match chance.below(4) {
+        0 => (key(chance), ""),
+        1 => (key(chance), "\0"),
+        2 => ("\0", "\0"),
+        _ => {
+            let (one, other) = (key(chance), key(chance));
+            (one.min(other), one.max(other))
         }
     }
 }
@@ -135,13 +123,13 @@ impl<'a> Mixture<'a> {
     }
 
     async fn write(&mut self) {
-        let key = self.chance.key();
+        let key = key(&mut self.chance);
         let value = format!("{}", self.chance.below(1000));
         let put = PutRequest { key: key.into(), value: value.into(), ..Default::default() };
         let header = match self.chance.below(10) {
             0..6 => self.side.fetch(PUT, put).await.header,
             6 => {
-                let (key, end) = self.chance.range();
+                let (key, end) = range(&mut self.chance);
                 let request = DeleteRangeRequest { key: key.into(), range_end: end.into(), prev_kv: false };
                 self.side.fetch(DELETE_RANGE, request).await.header
             }
@@ -174,17 +162,14 @@ impl<'a> Mixture<'a> {
     }
 
     fn watch(&mut self) {
-        let (key, end) = self.chance.range();
+        let (key, end) = range(&mut self.chance);
         let past = self.revision - self.compacted;
         let start_revision = match self.chance.below(5) {
             0 | 1 => self.revision + 1,
-            2 => self.revision + i64::try_from(self.chance.below(20)).expect("a small number"),
+            2 => self.revision + self.chance.small(20),
             // What is compacted already is refused, whatever else goes on.
-            3 => {
-                1 + i64::try_from(self.chance.below(u64::try_from(self.revision).expect("revisions are positive")))
-                    .expect("it was one")
-            }
-            _ => self.compacted + i64::try_from(self.chance.below(1 + past.unsigned_abs())).expect("a small number"),
+            3 => 1 + self.chance.small(u64::try_from(self.revision).expect("revisions are positive")),
+            _ => self.compacted + self.chance.small(1 + past.unsigned_abs()),
         };
         self.latest_start = self.latest_start.max(start_revision);
         let request = WatchCreateRequest {

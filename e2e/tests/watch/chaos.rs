@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use etcd_proxy_e2e::{Etcd, Proxy};
+use etcd_proxy_e2e::{Etcd, Proxy, chance::Chance};
 use etcd_proxy_proto::{
     etcdserverpb::{
         CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest, WatchCreateRequest,
@@ -41,26 +41,6 @@ const CALL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What happened at a revision to a key: whether it was deleted, and its value.
 type Histories = BTreeMap<(i64, Vec<u8>), (bool, Vec<u8>)>;
-
-/// Numbers by xorshift, which needs no more than this.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % bound
-    }
-
-    fn key(&mut self) -> String {
-        name(self.below(KEYS))
-    }
-
-    fn small(&mut self, bound: u64) -> i64 {
-        i64::try_from(self.below(bound)).expect("small")
-    }
-}
 
 fn name(number: u64) -> String {
     format!("c/{number:02}")
@@ -199,7 +179,7 @@ async fn write(channel: Channel, mut chance: Chance, newest: Arc<watch::Sender<i
         let delete = |key: String| DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() };
         let header = match chance.below(6) {
             0 => {
-                let request = kv.delete_range(delete(chance.key()));
+                let request = kv.delete_range(delete(name(chance.below(KEYS))));
                 timeout(CALL_PATIENCE, request).await.ok().and_then(Result::ok).map(|answer| answer.into_inner().header)
             }
             1 => {
@@ -216,7 +196,7 @@ async fn write(channel: Channel, mut chance: Chance, newest: Arc<watch::Sender<i
             }
             _ => {
                 let size = chance.below(2000);
-                let request = kv.put(put(chance.key(), size));
+                let request = kv.put(put(name(chance.below(KEYS)), size));
                 timeout(CALL_PATIENCE, request).await.ok().and_then(Result::ok).map(|answer| answer.into_inner().header)
             }
         };
@@ -359,7 +339,7 @@ impl Client {
             0 => prefix("c/"),
             1 => prefix("c/1"),
             2 => WatchCreateRequest { range_end: "c/12".into(), ..key("c/03") },
-            _ => key(&self.chance.key()),
+            _ => key(&name(self.chance.below(KEYS))),
         };
         let newest = *self.newest.borrow();
         let start_revision = match self.chance.below(4) {
