@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::{EventType, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::Metrics;
 use crate::api::{EtcdBackend, EtcdProxy};
-use crate::plan::{self, HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, Object, Settings, Stage};
+use crate::plan::{self, HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, Home, Object, Settings, Stage};
 use crate::render::{Cluster, MANAGER};
 use apply::Applied;
 use rollouts::Rollouts;
@@ -127,6 +127,10 @@ pub enum Error {
     Certificates(#[from] rcgen::Error),
     #[error("{what} exists and belongs to someone else")]
     NameConflict { what: String },
+    #[error("{what} of the EtcdProxy that had this name before is still being deleted")]
+    Going { what: String },
+    #[error("nothing is listed any more, since the operator ends")]
+    Stopping,
 }
 
 /// Where the operator looks; it has rights nowhere else.
@@ -210,9 +214,12 @@ fn proxies(context: &Context, home: Option<&str>, scope: &Scope) -> Controller<E
     if matches!(scope, Scope::Namespaces(_)) {
         return proxies;
     }
-    let (of_backend, of_namespace) = (store.clone(), store);
+    let (of_backend, of_namespace, news) = (store.clone(), store, backend::News::default());
     proxies
         .watches(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default(), move |backend| {
+            if !news.is_news(&backend) {
+                return Vec::new();
+            }
             let name = backend.name_any();
             let uses = |proxy: &EtcdProxy| proxy.spec.backend_ref.as_ref().is_some_and(|backend| backend.name == name);
             those(&of_backend, uses)
@@ -300,7 +307,16 @@ async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, E
     let plan = match plan::check(proxy, &fetched, &context.settings) {
         Ok(plan) => plan,
         Err(refusal) => {
-            report::refused(proxy, context, &refusal).await?;
+            let deployed = proxy.status.as_ref().is_some_and(|status| status.workload.is_some());
+            let withdrawn = deployed && refusal.withdraws();
+            if let Some(backend) = fetched.backend.as_ref().filter(|_| withdrawn) {
+                let object = Object::of(proxy);
+                if apply::withdraw(&object, &Home::of(&object, Some(backend)), context).await? {
+                    let note = format!("the proxies were deleted: {}", refusal.message);
+                    report::event(proxy, context, EventType::Warning, "AccessWithdrawn", note).await;
+                }
+            }
+            report::refused(proxy, context, &refusal, withdrawn).await?;
             let wait = if refusal.stage == Stage::ResolvedRefs { RESYNC_REFUSED } else { RESYNC };
             return Ok(Action::requeue(wait));
         }

@@ -8,7 +8,8 @@ mod references;
 mod tests;
 
 pub use access::own_part;
-pub use names::{HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, HOME_LABEL_OWNER, Home, Object, finalizer, short_hash};
+pub use names::{HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, HOME_LABEL_OWNER, Home, Object};
+pub use names::{finalizer, is_object_name, short_hash};
 pub use references::upstream_references;
 pub use references::{Found, ObjectKey, PASSWORD, USERNAME, certificate_facts, check_client, check_user, references};
 
@@ -81,6 +82,13 @@ pub struct Refusal {
     pub stage: Stage,
     pub reason: &'static str,
     pub message: String,
+}
+
+impl Refusal {
+    /// Whether an administrator took back what was given: then nothing may go on serving, whatever the object says.
+    pub fn withdraws(&self) -> bool {
+        matches!(self.reason, "NamespaceNotAllowed" | "GrantNotFound")
+    }
 }
 
 /// The condition that a refusal belongs to.

@@ -65,17 +65,36 @@ fn objects(plan: &Plan) -> Vec<Value> {
     render::render(plan, &Cluster { domain: "cluster.local".to_owned(), same_node: true })
 }
 
+/// What kubelet makes of an argument: two dollar signs are one, and one before a bracket begins a variable.
+fn expanded(text: &str) -> String {
+    let variables = [("POD_IP", "10.1.2.3"), ("HOST_IP", "192.168.0.1"), ("UPSTREAM_USER", "proxy")];
+    let (mut made, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once('$') {
+        made += before;
+        let variable = after.strip_prefix('(').and_then(|after| after.split_once(')'));
+        rest = match (after.strip_prefix('$'), variable) {
+            (Some(after), _) => {
+                made.push('$');
+                after
+            }
+            (None, Some((name, after))) => {
+                let known = variables.iter().find(|(known, _)| *known == name);
+                made += &known.map_or_else(|| format!("$({name})"), |(_, value)| (*value).to_owned());
+                after
+            }
+            (None, None) => {
+                made.push('$');
+                after
+            }
+        };
+    }
+    made + rest
+}
+
 /// What the proxy makes of its arguments, with the variables filled in as Kubernetes does.
 fn parsed(container: &Value) -> Flags {
-    let arguments = container["args"].as_array().expect("the container has arguments").iter().map(|argument| {
-        let text = argument.as_str().expect("an argument is text");
-        let variables = [("$(POD_IP)", "10.1.2.3"), ("$(HOST_IP)", "192.168.0.1"), ("$(UPSTREAM_USER)", "proxy")];
-        variables
-            .iter()
-            .fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
-            .replace("$$(", "$(")
-            .into()
-    });
+    let arguments = container["args"].as_array().expect("the container has arguments").iter();
+    let arguments = arguments.map(|argument| expanded(argument.as_str().expect("an argument is text")).into());
     let invocation = flags::parse(arguments, &BTreeMap::new());
     let Ok(Invocation::Start { flags, warnings }) = invocation else { panic!("{container:#}: refused") };
     assert!(warnings.is_empty(), "{warnings:?}");
@@ -165,8 +184,11 @@ fn each_field_becomes_the_flag_that_it_means() {
     let names = &named.managed.as_ref().expect("its certificate is managed").names;
     assert!(names.contains(&"*.x-pods.team.svc".to_owned()), "{names:?}");
 
-    let flags = flags_of(&format!("{{{OWN}, keyPrefix: '$(HOME)/'}}"));
-    assert_eq!(flags.namespace, b"$(HOME)/", "Kubernetes does not fill in what stands in a prefix");
+    for prefix in ["$(POD_IP)/", "$$(POD_IP)/", "$$$(UPSTREAM_USER)/", "a$b$$c$/", "--listen-addr=x y/"] {
+        let flags = flags_of(&format!("{{{OWN}, keyPrefix: '{prefix}', registration: {{prefix: '{prefix}x'}}}}"));
+        assert_eq!(flags.namespace, prefix.as_bytes(), "Kubernetes fills in nothing of what stands in a prefix");
+        assert_eq!(flags.resolver_prefix, format!("{prefix}x"));
+    }
 }
 
 #[test]
@@ -311,6 +333,29 @@ fn a_sidecar_listens_on_loopback_and_on_a_backend_is_a_client_of_the_tenants_pro
     assert_eq!(volumes[0]["secret"]["secretName"], "x-client");
     volumes.iter().for_each(read_back::<Volume>);
     assert_eq!(parsed(&pod(&chained)["containers"][0]).namespace, b"/t/team/x/");
+}
+
+/// A policy is judged by the labels of pods, and DNS by the port of its server's pod.
+#[test]
+fn the_policy_lets_out_whoever_asks_etcd_and_in_whoever_may_ask() {
+    let one = plan("{mode: Deployment, backendRef: {name: shared}, metrics: {port: 9000}}");
+    let policy = objects(&one).into_iter().find(|object| object["kind"] == "NetworkPolicy").expect("there is one");
+    let spec = &policy["spec"];
+    let covers = |pod: &Value| {
+        let labels = &pod["metadata"]["labels"];
+        spec["podSelector"]["matchLabels"].as_object().unwrap().iter().all(|(key, value)| labels[key] == *value)
+    };
+    let workload = objects(&one).into_iter().find(|object| object["kind"] == "Deployment").expect("there is one");
+    let job = render::purge(&one).expect("its keys are its own");
+    assert!(covers(&workload["spec"]["template"]) && covers(&job["spec"]["template"]), "{policy:#}");
+    let tcp = |port: i32| json!({"port": port, "protocol": "TCP"});
+    let team = json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}}}]);
+    assert_eq!(spec["ingress"], json!([{"from": team, "ports": [tcp(2379)]}, {"ports": [tcp(9000)]}]));
+    for port in [53, 5353] {
+        let dns = spec["egress"][0]["ports"].as_array().expect("DNS has ports");
+        assert!(dns.contains(&tcp(port)) && dns.contains(&json!({"port": port, "protocol": "UDP"})), "{dns:?}");
+    }
+    assert_eq!(spec["egress"][1], json!({"ports": [tcp(2379)]}));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use axum::http::{Method, Response, StatusCode, Uri};
 use etcd_proxy_operator::admin::Metrics;
 use etcd_proxy_operator::controller::{self, Context, Scope};
 use etcd_proxy_operator::leader::{Leadership, Timing};
-use etcd_proxy_operator::plan::Settings;
+use etcd_proxy_operator::plan::{Home, Object, Settings};
 use etcd_proxy_operator::render::Cluster;
 use futures_util::FutureExt;
 use kube::{Client, Config};
@@ -253,6 +253,119 @@ async fn an_error_that_lasts_is_met_at_longer_and_longer_intervals() {
     server.until("it is applied at last", |store| store.objects.contains_key(DEPLOYMENT)).await;
     // Waits of one, two and four seconds lie between the four attempts.
     assert!(started.elapsed() >= Duration::from_secs(7), "{:?}", started.elapsed());
+    operator.abort();
+}
+
+/// Labels of a child of `team/x` of this uid.
+fn labels(uid: &str) -> Value {
+    json!({
+        "app.kubernetes.io/name": "etcd-proxy", "app.kubernetes.io/managed-by": "etcd-proxy-operator",
+        "etcdproxy.dev/namespace": "team", "etcdproxy.dev/name": "x", "etcdproxy.dev/owner-uid": uid,
+    })
+}
+
+#[tokio::test]
+async fn a_name_never_leads_to_another_object() {
+    let server = Server::default();
+    let mut proxy = proxy();
+    let tls = json!({"secretRef": {"name": "../../backend/secrets/theirs?x="}});
+    proxy["spec"]["upstream"] = json!({"endpoints": ["https://etcd:2379"], "tls": tls});
+    server.put(PROXY, proxy);
+    let client = server.start().await;
+    let operator = server.run_operator(client);
+    server.until("it is missed", |store| condition(store, "ResolvedRefs")["reason"] == "SecretNotFound").await;
+    assert!(!server.store().requests.iter().any(|one| one.contains("theirs")), "{:?}", server.store().requests);
+    operator.abort();
+}
+
+#[tokio::test]
+async fn what_an_object_of_the_same_name_left_is_taken_over_but_not_its_authority() {
+    let server = Server::default();
+    server.put(PROXY, proxy());
+    let metadata = |name: &str| json!({"name": name, "namespace": "team", "uid": "kept", "labels": labels("u-0")});
+    server
+        .put(DEPLOYMENT, json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata("x"), "spec": {}}));
+    let ca = "/api/v1/namespaces/team/secrets/x-ca";
+    let old = json!({"serving.crt": "b2xk"});
+    server.put(ca, json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata("x-ca"), "data": old}));
+    // This one is still on its way out.
+    let service = "/api/v1/namespaces/team/services/x";
+    let mut going = metadata("x");
+    going["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    server.put(service, json!({"apiVersion": "v1", "kind": "Service", "metadata": going, "spec": {}}));
+    let client = server.start().await;
+    let operator = server.run_operator(client);
+    server.until("it waits", |store| condition(store, "Programmed")["reason"] == "ApplyConflict").await;
+    assert!(server.store().objects[PROXY]["status"]["conditions"].to_string().contains("still being deleted"));
+    server.store().objects.remove(service);
+    server.until("everything is applied", |store| condition(store, "Programmed")["status"] == "True").await;
+    let deployment = server.store().objects[DEPLOYMENT].clone();
+    assert_eq!(deployment["metadata"]["labels"]["etcdproxy.dev/owner-uid"], "u-1");
+    assert_eq!(deployment["metadata"]["uid"], "kept", "it was not made anew");
+    assert_ne!(server.store().objects[ca]["data"]["serving.crt"], "b2xk");
+    operator.abort();
+}
+
+/// A backend of these namespaces, and what a tenant's object has in the namespace of its proxies.
+fn with_backend(server: &Server, allowed: &[&str], base: &str) -> [String; 2] {
+    server.put(
+        "/apis/etcdproxy.dev/v1alpha1/etcdbackends/shared",
+        json!({
+            "apiVersion": "etcdproxy.dev/v1alpha1", "kind": "EtcdBackend",
+            "metadata": {"name": "shared", "uid": "b-1", "generation": 1, "resourceVersion": "1"},
+            "spec": {
+                "endpoints": ["http://etcd:2379"], "namespace": "backend", "keyspace": {"root": "/t/"},
+                "allowedNamespaces": {"names": allowed},
+            },
+        }),
+    );
+    let owner =
+        json!([{"apiVersion": "etcdproxy.dev/v1alpha1", "kind": "EtcdBackend", "name": "shared", "uid": "b-1"}]);
+    [("apps/v1", "Deployment", "apis/apps/v1"), ("v1", "Service", "api/v1")].map(|(version, kind, group)| {
+        let path = format!("/{group}/namespaces/backend/{}s/{base}", kind.to_lowercase());
+        let metadata = json!({
+            "name": base, "namespace": "backend", "uid": kind, "labels": labels("u-1"), "ownerReferences": owner,
+        });
+        server.put(&path, json!({"apiVersion": version, "kind": kind, "metadata": metadata}));
+        path
+    })
+}
+
+/// What the proxies of `team/x` are called where their backend is.
+fn base() -> String {
+    let object = Object { namespace: "team".to_owned(), name: "x".to_owned(), uid: "u-1".to_owned() };
+    let backend = serde_json::from_value(json!({
+        "apiVersion": "etcdproxy.dev/v1alpha1", "kind": "EtcdBackend", "metadata": {"name": "shared"},
+        "spec": {"endpoints": ["http://etcd:2379"], "namespace": "backend", "keyspace": {"root": "/t/"}},
+    }));
+    Home::of(&object, Some(&backend.expect("it is written right"))).base
+}
+
+#[tokio::test]
+async fn proxies_of_an_object_that_went_without_its_finalizer_are_found_and_deleted() {
+    let server = Server::default();
+    let children = with_backend(&server, &["team"], &base());
+    let client = server.start().await;
+    let operator = server.run_operator(client);
+    server.until("they go", |store| children.iter().all(|path| !store.objects.contains_key(path))).await;
+    operator.abort();
+}
+
+#[tokio::test]
+async fn proxies_of_a_namespace_that_may_no_longer_are_deleted() {
+    let server = Server::default();
+    let children = with_backend(&server, &["other"], &base());
+    let mut proxy = proxy();
+    proxy["spec"] = json!({"mode": "Deployment", "backendRef": {"name": "shared"}, "paused": true});
+    proxy["metadata"]["finalizers"] = json!(["etcdproxy.dev/cleanup"]);
+    proxy["status"] = json!({"workload": {"kind": "Deployment", "namespace": "backend", "name": base()}});
+    server.put(PROXY, proxy);
+    let client = server.start().await;
+    let operator = server.run_operator(client);
+    server.until("it is refused", |store| condition(store, "Accepted")["reason"] == "NamespaceNotAllowed").await;
+    for path in children {
+        assert!(!server.store().objects.contains_key(&path), "{path} serves on");
+    }
     operator.abort();
 }
 

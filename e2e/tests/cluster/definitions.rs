@@ -40,6 +40,8 @@ fn proxies() -> Vec<(String, &'static str)> {
                 .to_owned(),
             "",
         ),
+        ("{upstream: {endpoints: ['http://[::1]:1', 'http://a_b.c-d:65535']}}".to_owned(), ""),
+        (own("tls: {extraSANs: ['*.a.example', '::1', a_b]}, keyPrefix: 'a b$(C)/'"), ""),
         ("{}".to_owned(), "set exactly one of spec.backendRef"),
         (format!("{{{OWN}, {SHARED}}}"), "set exactly one of spec.backendRef"),
         (own("mode: Cluster"), "spec.mode: Unsupported value"),
@@ -71,6 +73,32 @@ fn proxies() -> Vec<(String, &'static str)> {
         ("{upstream: {endpoints: ['a:1']}}".to_owned(), "must be http(s)://host:port without a path"),
         ("{upstream: {endpoints: ['http://a:1/x']}}".to_owned(), "must be http(s)://host:port without a path"),
         ("{upstream: {endpoints: ['http://a']}}".to_owned(), "must be http(s)://host:port without a path"),
+        ("{upstream: {endpoints: ['http://a,b:1']}}".to_owned(), "must be http(s)://host:port without a path"),
+        ("{upstream: {endpoints: ['http://user:word@a:1']}}".to_owned(), "must be http(s)://host:port without a path"),
+        ("{upstream: {endpoints: ['http://a:1?b=c']}}".to_owned(), "must be http(s)://host:port without a path"),
+        ("{upstream: {endpoints: ['http://a:1#b']}}".to_owned(), "must be http(s)://host:port without a path"),
+        ("{upstream: {endpoints: ['http://a:70000']}}".to_owned(), "must be http(s)://host:port without a path"),
+        (
+            "{upstream: {endpoints: ['https://a:1'], tls: {serverName: 'https://b'}}}".to_owned(),
+            "must be a host name or an IP address",
+        ),
+        (
+            "{upstream: {endpoints: ['https://a:1'], tls: {secretRef: {name: ../b}}}}".to_owned(),
+            "must be the name of an object",
+        ),
+        (
+            "{upstream: {endpoints: ['https://a:1'], tls: {caRef: {kind: Secret, name: 'b?c'}}}}".to_owned(),
+            "must be the name of an object",
+        ),
+        (
+            "{upstream: {endpoints: ['https://a:1'], tls: {caRef: {kind: Secret, name: b, key: ../c}}}}".to_owned(),
+            "must be a key of a Secret or ConfigMap",
+        ),
+        ("{backendRef: {name: s/status}}".to_owned(), "must be the name of an object"),
+        (own("keyPrefix: \"a\\nb/\""), "keyPrefix must not contain control characters"),
+        (own("keyPrefix: \"a\\0b/\""), "keyPrefix must not contain control characters"),
+        (own("tls: {extraSANs: ['a b']}"), "must be a host name, with '*.' before it or not"),
+        (own("registration: {prefix: \"a\\nb\"}"), "must not contain control characters"),
         ("{upstream: {endpoints: ['http://a:1', 'https://b:1']}}".to_owned(), "all endpoints must use the same scheme"),
         ("{upstream: {endpoints: ['http://a:1', 'http://a:1']}}".to_owned(), "Duplicate value"),
         ("{upstream: {endpoints: ['http://a:1'], tls: {}}}".to_owned(), "upstream.tls needs https:// endpoints"),
@@ -113,6 +141,10 @@ fn backends() -> Vec<(String, &'static str)> {
         ("{endpoints: ['http://a:1'], namespace: b, keyspace: {root: /t}}".to_owned(), "root must end with '/'"),
         ("{endpoints: ['http://a:1'], namespace: b, keyspace: {root: //t/}}".to_owned(), "root must not contain '//'"),
         ("{endpoints: ['http://a:1'], keyspace: {root: /t/}}".to_owned(), "spec.namespace: Required value"),
+        (
+            "{endpoints: ['http://a:1'], namespace: b/c, keyspace: {root: /t/}}".to_owned(),
+            "spec.namespace must be the name of a namespace",
+        ),
     ]
 }
 

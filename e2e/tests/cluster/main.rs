@@ -3,6 +3,7 @@
 //! kubelet would report of pods is reported by a stand-in. One control plane serves all, since it takes longer to start
 //! than to use.
 
+mod attacks;
 mod containers;
 mod control_plane;
 mod credentials;
@@ -50,6 +51,9 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     tenants::keys_are_purged_if_the_backend_says_so(&cluster);
     tenants::of_overlapping_grants_one_wins(&cluster);
     tenants::a_namespace_that_may_not_is_told_so(&cluster);
+    attacks::an_object_that_is_made_anew_takes_over_what_it_left(&cluster);
+    attacks::proxies_never_outlive_their_object(&cluster);
+    attacks::what_is_no_longer_allowed_no_longer_serves(&cluster);
     tenants::namespaces_go_although_the_backend_is_going(&cluster);
     outage::some_proxies_that_will_be_upgraded(&cluster);
     let third = outage::the_work_goes_on(&cluster, first, second);

@@ -48,6 +48,7 @@ pub struct EtcdBackendSpec {
     /// can read etcd's credentials.
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.namespace is immutable"))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("spec.namespace must be the name of a namespace: lower-case letters, digits and '-'"))]
     pub namespace: String,
     /// TLS to etcd.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +84,7 @@ pub struct Keyspace {
     #[schemars(length(min = 1, max = 128))]
     #[x_kube(validation = Rule::new("self.endsWith('/')").message("root must end with '/'"))]
     #[x_kube(validation = Rule::new("!self.contains('//')").message("root must not contain '//'"))]
+    #[x_kube(validation = Rule::new("!self.matches('[[:cntrl:]]')").message("root must not contain control characters, such as line ends"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("root is immutable: create another EtcdBackend"))]
     pub root: String,
     /// What becomes of the keys of an EtcdProxy that is deleted: Retain, the default, leaves them in etcd; Delete deletes
@@ -156,6 +158,7 @@ pub struct Grant {
     /// The beginning of the keys; it ends with "/".
     #[schemars(length(min = 1, max = 256))]
     #[x_kube(validation = Rule::new("self.endsWith('/')").message("prefix must end with '/'"))]
+    #[x_kube(validation = Rule::new("!self.matches('[[:cntrl:]]')").message("prefix must not contain control characters, such as line ends"))]
     pub prefix: String,
     /// The namespaces that may use it.
     #[schemars(schema_with = "schema::namespaces_64", length(min = 1))]

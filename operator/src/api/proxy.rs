@@ -81,6 +81,7 @@ pub struct EtcdProxySpec {
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self == '' || self.endsWith('/')").message("keyPrefix must end with '/': otherwise prefix 'app' also covers 'app2'"))]
     #[x_kube(validation = Rule::new("!self.contains('//')").message("keyPrefix must not contain '//'"))]
+    #[x_kube(validation = Rule::new("!self.matches('[[:cntrl:]]')").message("keyPrefix must not contain control characters, such as line ends"))]
     pub key_prefix: Option<String>,
     /// The port on which clients are served.
     #[serde(default = "port")]
@@ -162,7 +163,7 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendRef {
     /// Name of the EtcdBackend.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = schema::object_name()))]
     pub name: String,
     /// Name of a grant of the backend, whose prefix is used in place of this namespace's own part of the keys.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -278,7 +279,7 @@ pub enum Compact {
 pub struct Registration {
     /// The keys' beginning, inside keyPrefix.
     #[serde(default = "registration_prefix")]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = schema::printable()))]
     pub prefix: String,
     /// How long a proxy that died without a word stays registered.
     #[serde(default = "registration_ttl")]

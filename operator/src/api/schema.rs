@@ -1,6 +1,41 @@
 //! Parts of the schema that the derive cannot say: bounds of list items and map values, and rules on them.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+/// A rule that a text must keep, with what is said of one that does not.
+fn rule(rule: &str, message: &str) -> Value {
+    json!([{"rule": rule, "message": message}])
+}
+
+/// Names of objects become parts of paths, at the API server and in volumes.
+pub fn object_name() -> Value {
+    rule(
+        "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')",
+        "must be the name of an object: lower-case letters, digits, '-' and '.', with a letter or digit at both ends",
+    )
+}
+
+/// Keys of Secrets and ConfigMaps become names of files.
+pub fn data_key() -> Value {
+    rule(
+        "self.matches('^[-._a-zA-Z0-9]+$') && self != '.' && !self.startsWith('..')",
+        "must be a key of a Secret or ConfigMap: letters, digits, '-', '_' and '.', and not '..' at the beginning",
+    )
+}
+
+/// What stands in certificates of servers.
+pub fn server_name() -> Value {
+    rule(
+        "isIP(self) || self.matches('^[a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?([.][a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?)*$')",
+        "must be a host name or an IP address, without scheme and port",
+    )
+}
+
+/// What stands before keys, where a character that nobody sees is a mistake, and no argument of a program may hold zeros.
+pub fn printable() -> Value {
+    rule("!self.matches('[[:cntrl:]]')", "must not contain control characters, such as line ends")
+}
 
 /// One to sixteen URLs of etcd, each with scheme, host and port.
 pub fn endpoints(_: &mut SchemaGenerator) -> Schema {
@@ -9,30 +44,39 @@ pub fn endpoints(_: &mut SchemaGenerator) -> Schema {
         "items": {
             "type": "string", "maxLength": 267,
             "x-kubernetes-validations": [{
-                "rule": "isURL(self) && (self.startsWith('https://') || self.startsWith('http://')) && url(self).getPort() != '' && url(self).getEscapedPath() == ''",
+                "rule": "isURL(self) && self.matches('^https?://([-a-zA-Z0-9._]+|[[][0-9a-fA-F:.]+[]]):[0-9]{1,5}$') && int(url(self).getPort()) > 0 && int(url(self).getPort()) < 65536",
                 "message": "must be http(s)://host:port without a path"
             }]
         }
     })
 }
 
-/// A set of names of objects or hosts.
+/// A set of names of hosts, as a certificate may have them.
 pub fn names_16(_: &mut SchemaGenerator) -> Schema {
-    names(16, 253)
+    json_schema!({
+        "type": "array", "maxItems": 16, "x-kubernetes-list-type": "set",
+        "items": {
+            "type": "string", "minLength": 1, "maxLength": 253,
+            "x-kubernetes-validations": [{
+                "rule": "isIP(self) || self.matches('^([*][.])?[a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?([.][a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?)*$')",
+                "message": "must be a host name, with '*.' before it or not, or an IP address"
+            }]
+        }
+    })
 }
 
 pub fn namespaces_64(_: &mut SchemaGenerator) -> Schema {
-    names(64, 63)
+    namespaces(64)
 }
 
 pub fn namespaces_1024(_: &mut SchemaGenerator) -> Schema {
-    names(1024, 63)
+    namespaces(1024)
 }
 
-fn names(most: u32, longest: u32) -> Schema {
+fn namespaces(most: u32) -> Schema {
     json_schema!({
         "type": "array", "maxItems": most, "x-kubernetes-list-type": "set",
-        "items": {"type": "string", "minLength": 1, "maxLength": longest}
+        "items": {"type": "string", "minLength": 1, "maxLength": 63}
     })
 }
 

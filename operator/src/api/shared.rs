@@ -13,7 +13,7 @@ use super::schema;
 #[serde(rename_all = "camelCase")]
 pub struct NameRef {
     /// Name of the Secret, in the same namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = schema::object_name()))]
     pub name: String,
 }
 
@@ -30,11 +30,11 @@ pub struct KeyRef {
     /// ConfigMap or Secret.
     pub kind: RefKind,
     /// Its name, in the same namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = schema::object_name()))]
     pub name: String,
     /// The key under which the certificates stand.
     #[serde(default = "ca_crt")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = schema::data_key()))]
     pub key: String,
 }
 
@@ -55,7 +55,7 @@ pub struct ClientTls {
     pub ca_ref: Option<KeyRef>,
     /// The name that is expected in the certificates of etcd's servers; the host of each endpoint if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = schema::server_name()))]
     pub server_name: Option<String>,
 }
 

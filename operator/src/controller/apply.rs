@@ -9,13 +9,14 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use super::children::Whose;
 use super::conditions::{self, Status};
 use super::fetch::{api_error, contents};
 use super::rollouts::Rollouts;
 use super::{Context, Error, children};
 use crate::api::{EtcdProxy, GROUP};
 use crate::certs::{self, Data, Issued, Stored};
-use crate::plan::{Managed, Object, Plan, finalizer, short_hash};
+use crate::plan::{Home, Managed, Object, Plan, finalizer, short_hash};
 use crate::render::{self, Identity, MANAGER};
 
 /// A manager of its own, so that applying children or status never drops the finalizer.
@@ -118,8 +119,11 @@ pub async fn put(
     object["metadata"]["annotations"][RENDERED] = json!(hash);
     let live = get(identity, context).await?;
     if let Some(live) = &live {
-        if !children::belongs_to(live, &parent.uid) {
-            return Err(Error::NameConflict { what: name(identity) });
+        match children::whose(live, parent) {
+            Whose::Others => return Err(Error::NameConflict { what: name(identity) }),
+            Whose::Predecessors if children::is_going(live) => return Err(Error::Going { what: name(identity) }),
+            // What a predecessor left becomes ours by being applied: its pods serve meanwhile.
+            Whose::Predecessors | Whose::Own => (),
         }
         if children::covers(live, &object) {
             return Ok(Some(live.clone()));
@@ -150,11 +154,11 @@ pub async fn end_workload(children: &[Identity], parent: &Object, context: &Cont
     let mut there = false;
     for identity in children.iter().filter(|one| is_workload(one)) {
         let Some(live) = get(identity, context).await? else { continue };
-        if !children::belongs_to(&live, &parent.uid) {
+        if !children::is_ours(&live, parent) {
             continue;
         }
         there = true;
-        if live["metadata"]["deletionTimestamp"].is_null() {
+        if !children::is_going(&live) {
             let deleted =
                 children::api(&context.client, identity).delete(&identity.name, &DeleteParams::foreground()).await;
             match deleted {
@@ -164,6 +168,14 @@ pub async fn end_workload(children: &[Identity], parent: &Object, context: &Cont
         }
     }
     Ok(there)
+}
+
+/// Ends what serves an object that its backend no longer gives anything: pods, and what leads to them. Certificates stay,
+/// so that its clients need no others if it is given back. Whether there was anything.
+pub async fn withdraw(object: &Object, home: &Home, context: &Context) -> Result<bool, Error> {
+    let mut serving = render::possible(object, home);
+    serving.retain(|one| !matches!(one.kind.as_str(), "Secret" | "ConfigMap" | "Job"));
+    Ok(!prune(serving, object, context).await?.is_empty())
 }
 
 /// Deletes those of the children that are there and ours.
@@ -179,7 +191,7 @@ pub async fn prune(unwanted: Vec<Identity>, parent: &Object, context: &Context) 
             Err(_) if identity.api_version == render::POD_MONITOR => continue,
             other => other?,
         };
-        let Some(live) = live.filter(|live| children::belongs_to(live, &parent.uid)) else { continue };
+        let Some(live) = live.filter(|live| children::is_ours(live, parent)) else { continue };
         let preconditions =
             Preconditions { uid: live["metadata"]["uid"].as_str().map(str::to_owned), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
@@ -213,14 +225,18 @@ async fn issue(plan: &Plan, managed: &Managed, context: &Context) -> Result<Issu
     Ok(certs::keep(object, managed, &stored, OffsetDateTime::now_utc())?)
 }
 
-/// A Secret of ours; one of somebody else is refused before anything is made of its contents.
+/// A Secret of ours; one of somebody else is refused before anything is made of its contents. A predecessor's is written
+/// over, and its authority not kept: whoever has a certificate of it may not be the owner of this namespace.
 async fn read_own(namespace: &str, secret: &str, object: &Object, context: &Context) -> Result<Data, Error> {
     let found = Api::<Secret>::namespaced(context.client.clone(), namespace).get_opt(secret).await;
     let what = format!("Secret {namespace}/{secret}");
     match found.map_err(|source| api_error("read", &what, source))? {
         None => Ok(Data::new()),
-        Some(found) if found.labels().get(crate::plan::HOME_LABEL_OWNER) == Some(&object.uid) => Ok(contents(found)),
-        Some(_) => Err(Error::NameConflict { what }),
+        Some(found) => match children::whose(&json!({"metadata": found.metadata}), object) {
+            Whose::Own => Ok(contents(found)),
+            Whose::Predecessors => Ok(Data::new()),
+            Whose::Others => Err(Error::NameConflict { what }),
+        },
     }
 }
 

@@ -8,6 +8,7 @@ use kube::runtime::events::EventType;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
+use super::children::Whose;
 use super::{Context, Error, apply, children, fetch, report};
 use crate::api::{EtcdBackend, EtcdProxy, ReclaimPolicy};
 use crate::plan::{self, Home, Object, Plan, own_part};
@@ -72,7 +73,7 @@ async fn purge(
     };
     let identity = Identity::of(&job);
     if let Some(live) = apply::get(&identity, context).await? {
-        if !children::belongs_to(&live, &object.uid) {
+        if children::whose(&live, object) != Whose::Own {
             return keep(format!("Job {}/{} is somebody else's", identity.namespace, identity.name)).await;
         }
         return match outcome(&live) {
@@ -94,6 +95,8 @@ async fn purge(
     if pods_left {
         return Ok(Some(AGAIN));
     }
+    // The policy stays, by which the Job gets out to etcd.
+    others.retain(|one| one.kind != "NetworkPolicy");
     apply::prune(others, object, context).await?;
     apply::put(job, &identity, object, context, None).await?;
     Ok(Some(AGAIN))

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::{Context, Error};
 use crate::api::{EtcdBackend, EtcdProxy, RefKind};
-use crate::plan::{Fetched, Found, ObjectKey, references};
+use crate::plan::{Fetched, Found, ObjectKey, is_object_name, references};
 
 pub async fn fetch(proxy: &EtcdProxy, context: &Context) -> Result<Fetched, Error> {
     if !context.settings.backends && proxy.spec.backend_ref.is_some() {
@@ -35,6 +35,10 @@ pub async fn backend(proxy: &EtcdProxy, context: &Context) -> Result<Option<Etcd
         // An operator of single namespaces may not even look.
         return Ok(None);
     }
+    if !is_object_name(&reference.name) {
+        // Nothing is called so, and asking would ask for something else.
+        return Ok(None);
+    }
     let found = Api::<EtcdBackend>::all(context.client.clone()).get_opt(&reference.name).await;
     found.map_err(|source| api_error("read EtcdBackend", &reference.name, source))
 }
@@ -50,6 +54,9 @@ pub async fn all(keys: Vec<ObjectKey>, context: &Context) -> Result<BTreeMap<Obj
 
 async fn one(key: &ObjectKey, context: &Context) -> Result<Found, Error> {
     let ObjectKey { kind, namespace, name } = key;
+    if !is_object_name(name) {
+        return Ok(Found::Missing);
+    }
     let data = match kind {
         RefKind::Secret => {
             let api = Api::<Secret>::namespaced(context.client.clone(), namespace);

@@ -21,8 +21,8 @@ use crate::render::{self, MANAGER};
 /// How long pods get to become ready before they are asked what keeps them; most need less.
 pub const TROUBLE_AFTER: Duration = Duration::from_secs(10);
 
-/// An object that cannot be deployed as it is.
-pub async fn refused(proxy: &EtcdProxy, context: &Context, refusal: &Refusal) -> Result<(), Error> {
+/// An object that cannot be deployed as it is. What is deployed of it stays, unless it was withdrawn.
+pub async fn refused(proxy: &EtcdProxy, context: &Context, refusal: &Refusal, withdrawn: bool) -> Result<(), Error> {
     let failed = |kind| said(kind, Status::False, refusal.reason, &refusal.message);
     let stages = match refusal.stage {
         Stage::Accepted => vec![failed(ACCEPTED)],
@@ -30,6 +30,12 @@ pub async fn refused(proxy: &EtcdProxy, context: &Context, refusal: &Refusal) ->
     };
     let mut status = proxy.status.clone().unwrap_or_default();
     status.observed_generation = proxy.metadata.generation;
+    if withdrawn {
+        let certificates = status.certificates.take();
+        status =
+            EtcdProxyStatus { observed_generation: status.observed_generation, certificates, ..Default::default() };
+        status.conditions = proxy.status.clone().unwrap_or_default().conditions;
+    }
     context.rollouts.ended(&Object::of(proxy));
     write(proxy, context, status, conditions::summarize(stages, None, true)).await
 }
@@ -38,6 +44,7 @@ pub async fn refused(proxy: &EtcdProxy, context: &Context, refusal: &Refusal) ->
 pub async fn failed(proxy: &EtcdProxy, context: &Context, plan: &Plan, error: &Error) -> Result<(), Error> {
     let reason = match error {
         Error::NameConflict { .. } => "NameConflict",
+        Error::Going { .. } => "ApplyConflict",
         Error::Api { source: kube::Error::Api(status), .. } => match status.code {
             409 => "ApplyConflict",
             403 if status.message.contains("exceeded quota") => "QuotaExceeded",

@@ -111,6 +111,18 @@ fn base_abroad(object: &Object) -> String {
     format!("{}-{hash}", readable.trim_end_matches('-'))
 }
 
+/// Whether the API server can have a Secret, ConfigMap or EtcdBackend of this name. Others must not get into a request's
+/// path, where `?` would end it and `/` lead to another object.
+pub fn is_object_name(name: &str) -> bool {
+    /// The longest name that the API server takes.
+    const MAX: usize = 253;
+    let known = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.starts_with(known) && label.ends_with(known) && label.chars().all(|letter| known(letter) || letter == '-')
+    };
+    name.len() <= MAX && name.split('.').all(is_label)
+}
+
 /// Ten hexadecimal digits of FNV-1a: it names and compares, it does not protect.
 pub fn short_hash(text: &str) -> String {
     let hash = text

@@ -56,6 +56,18 @@ fn a_backend_is_for_those_whom_it_allows() {
 }
 
 #[test]
+fn what_cannot_be_a_name_is_never_asked_for() {
+    for good in ["a", "a-1.b", &"a".repeat(253)] {
+        assert!(is_object_name(good), "{good}");
+    }
+    for bad in
+        ["", "A", "a/b", "..", "a..b", "../b", "a?b", "a#b", "a b", "a%2fb", "-a", "a-", "ä", "a\n", &"a".repeat(254)]
+    {
+        assert!(!is_object_name(bad), "{bad}");
+    }
+}
+
+#[test]
 fn an_etcd_of_ones_own_can_be_forbidden() {
     let settings = Settings { inline_upstream: false, ..settings() };
     let own = "{upstream: {endpoints: ['http://a:1']}}";

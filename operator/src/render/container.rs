@@ -270,11 +270,12 @@ fn limits(flags: &mut Flags, limits: &Limits) {
 struct Flags(Vec<String>);
 
 impl Flags {
-    /// A dollar sign before a bracket would be read by Kubernetes as a variable, unless it is ours.
+    /// Kubernetes reads a dollar sign before a bracket as a variable and two of them as one, so each is doubled, unless
+    /// the variable is ours. Doubling only those before brackets would leave `$$(NAME)` a variable.
     fn push(&mut self, name: &str, value: impl AsRef<str>) {
         let value = value.as_ref();
         let is_ours = matches!(name, "advertise-client-url" | "user");
-        let value = if is_ours { value.to_owned() } else { value.replace("$(", "$$(") };
+        let value = if is_ours { value.to_owned() } else { value.replace('$', "$$") };
         self.0.push(format!("--{name}={value}"));
     }
 }

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{POD_MONITOR, metadata, selector};
-use crate::plan::{Plan, Workload};
+use crate::plan::{HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, Plan, Workload};
 
-const DNS: i32 = 53;
+/// Policies are judged by the port of the DNS server's pod, and not by that of its Service: where that pod may not open 53,
+/// as on OpenShift, it listens on 5353.
+const DNS: [i32; 2] = [53, 5353];
 
 /// In: clients of the object's namespace, and anyone to the metrics. Out: DNS and the ports of etcd; its addresses are
 /// names as often as not, and a policy cannot hold names.
@@ -24,15 +26,17 @@ pub fn network_policy(plan: &Plan, workload: &Workload) -> Value {
     };
     let etcd: BTreeSet<i32> =
         proxy.endpoints.iter().filter_map(|endpoint| endpoint.rsplit(':').next()?.parse().ok()).collect();
+    // The pod that purges keys too, which must get out where a policy of the namespace lets nothing out.
+    let pods = json!({HOME_LABEL_NAMESPACE: plan.object.namespace, HOME_LABEL_NAME: plan.object.name});
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": metadata(plan, &plan.home.base),
         "spec": {
-            "podSelector": {"matchLabels": selector(&plan.object)},
+            "podSelector": {"matchLabels": pods},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [clients, {"ports": [tcp(proxy.metrics_port)]}],
             "egress": [
-                {"ports": [{"port": DNS, "protocol": "UDP"}, tcp(DNS)]},
+                {"ports": DNS.into_iter().flat_map(|port| [json!({"port": port, "protocol": "UDP"}), tcp(port)]).collect::<Vec<_>>()},
                 {"ports": etcd.into_iter().map(tcp).collect::<Vec<_>>()},
             ],
         },
