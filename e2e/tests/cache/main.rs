@@ -6,4 +6,5 @@ mod exact;
 mod histories;
 mod ordering;
 mod raw;
+mod restored;
 mod rights;

@@ -54,6 +54,27 @@ pub async fn script(side: Side) {
     side.fetch(PUT, PutRequest { key: "k".into(), value: "5".into(), ..Default::default() }).await;
     quiet.next("an event after another left").await;
     progress(&mut quiet, "in the end").await;
+    what_passed_the_proxy_by(&side).await;
+}
+
+/// What is shared holds what happened, not how etcd would tell it now.
+async fn what_passed_the_proxy_by(side: &Side) {
+    let etcd = side.at_etcd().await;
+    let _standing = watch_with_previous(side, 0, "a watch that stands").await;
+    let mut revisions = Vec::new();
+    for key in ["k", "k", "elsewhere", "elsewhere"] {
+        let request = PutRequest { key: side.key_in_etcd(key), value: "past it".into(), ..Default::default() };
+        revisions.push(etcd.fetch(PUT, request).await.header.expect("etcd's answers have a header").revision);
+    }
+    let mut of_the_past = watch(side, "k", revisions[1], "a watch of what has passed").await;
+    of_the_past.next("its header tells how far the store is").await;
+
+    etcd.fetch(COMPACT, CompactionRequest { revision: revisions[1], physical: true }).await;
+    let mut at_it = watch_with_previous(side, revisions[1], "a watch of what was compacted to by others").await;
+    at_it.next("it is told as much as etcd knows").await;
+    etcd.fetch(COMPACT, CompactionRequest { revision: revisions[2], physical: true }).await;
+    let mut before_it = watch(side, "k", revisions[1], "a watch of what others have compacted").await;
+    before_it.next("it is cancelled").await;
 }
 
 type Watch = Stream<WatchRequest, WatchResponse>;

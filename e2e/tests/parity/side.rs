@@ -203,10 +203,15 @@ impl Parts {
 
     /// A connection to where this side's calls go. Those of the proxy have no TLS.
     async fn dial(&self) -> Link {
-        match self.tls.as_ref().filter(|_| self.proxy.is_none()) {
-            Some(tls) => Link::dial(self.address(), Some((&tls.authority.ca(), &tls.own))).await,
-            None => Link::dial(self.address(), None).await,
+        match self.proxy {
+            Some(_) => Link::dial(self.address(), None).await,
+            None => self.dial_etcd().await,
         }
+    }
+
+    async fn dial_etcd(&self) -> Link {
+        let tls = self.tls.as_ref().map(|tls| (tls.authority.ca(), &tls.own));
+        Link::dial(self.etcd.address(), tls.as_ref().map(|(ca, own)| (ca.as_path(), *own))).await
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
@@ -253,6 +258,11 @@ impl Side {
     /// The same side on a connection of its own.
     pub async fn on_a_new_connection(&self) -> Side {
         Side { link: self.parts.dial().await, ..self.clone() }
+    }
+
+    /// The same side past its proxy, if it has one.
+    pub async fn at_etcd(&self) -> Side {
+        Side { link: self.parts.dial_etcd().await, ..self.clone() }
     }
 
     /// Whether etcd speaks TLS.

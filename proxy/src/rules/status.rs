@@ -287,6 +287,11 @@ pub fn broken(detail: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("error reading from server: {detail}"))
 }
 
+/// The store that a watch was on is not the one that answers now.
+pub fn store_went_back() -> Status {
+    broken("etcd was put back to an older state or is another cluster now")
+}
+
 /// The caller's deadline passed.
 pub fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("context deadline exceeded")

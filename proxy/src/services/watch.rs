@@ -23,6 +23,7 @@ mod log;
 mod ranges;
 pub mod reader;
 mod sayings;
+mod seen;
 mod session;
 mod sessions;
 mod watches;

@@ -180,6 +180,10 @@ impl Entry {
             if header.revision < known {
                 return Err(NoAnswer::Lost);
             }
+            // So it has behind what this connection was shown of it before.
+            if header.revision < floor {
+                return Err(NoAnswer::Unsure);
+            }
             wanted = wanted.max(header.revision);
             header
         };

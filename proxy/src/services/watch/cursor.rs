@@ -27,6 +27,9 @@ pub struct Cursor {
     pub watch_id: i64,
     /// The first revision that the client has not been shown.
     pub next_revision: i64,
+    /// The newest revision of the store that the client was told for this watch. A log remembers of an event what the
+    /// store's revision was when it came, and no header goes back behind what was said before.
+    pub told_revision: i64,
     pub wishes: Wishes,
     /// The client's range, where it reads a log of a wider one.
     pub part: Option<Arc<KeyRange>>,
@@ -50,8 +53,11 @@ impl Cursor {
     pub fn show(&mut self, batch: &Batch, out: &mut BytesMut) -> Option<usize> {
         if batch.events.is_empty() {
             // A progress notice is true for a client only if it has been shown everything before.
-            let due = self.wishes.progress_notify && batch.header.revision >= self.next_revision - 1;
+            let due = self.wishes.progress_notify
+                && batch.header.revision >= self.next_revision - 1
+                && batch.header.revision >= self.told_revision;
             return due.then(|| {
+                self.told_revision = batch.header.revision;
                 self.next_revision = self.next_revision.max(batch.header.revision + 1);
                 put_response(out, &batch.header, self.watch_id, false, &[]);
                 0
@@ -84,13 +90,20 @@ impl Cursor {
         if pieces.is_empty() {
             return None;
         }
+        let header = self.header_of(batch);
         let slices: Vec<&[u8]> = pieces.iter().map(|(start, end)| &fields[*start..*end]).collect();
         if self.wishes.fragment {
-            put_fragments(out, &batch.header, self.watch_id, &slices);
+            put_fragments(out, &header, self.watch_id, &slices);
         } else {
-            put_response(out, &batch.header, self.watch_id, false, &slices);
+            put_response(out, &header, self.watch_id, false, &slices);
         }
         Some(count)
+    }
+
+    /// The header that the client is told with a batch of events.
+    fn header_of(&mut self, batch: &Batch) -> ResponseHeader {
+        self.told_revision = self.told_revision.max(batch.header.revision);
+        ResponseHeader { revision: self.told_revision, ..batch.header }
     }
 }
 

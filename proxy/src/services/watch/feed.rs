@@ -12,9 +12,11 @@ use tokio::{
 };
 
 mod answers;
+mod lineage;
 mod rights;
 mod stream;
 
+use lineage::Lineage;
 use rights::Rights;
 use stream::Stream;
 
@@ -22,6 +24,7 @@ use super::{
     directory::Opening,
     inbox::Inbox,
     log::{End, Log, LogId, Opened},
+    seen::Seen,
 };
 use crate::{
     admission::shares::Places,
@@ -100,6 +103,7 @@ impl Feed {
             probes: HashMap::new(),
             progress: Progress::default(),
             has_fresh_pass: false,
+            lineage: Lineage::default(),
         };
         tokio::spawn(task.run());
         Self { commands, failed }
@@ -143,6 +147,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Within which time etcd is asked about each watch whether the caller may still have it, if it is.
     pub rights_interval: Option<Duration>,
+    /// What clients were shown of the store.
+    pub seen: Arc<Seen>,
 }
 
 struct Task {
@@ -157,6 +163,7 @@ struct Task {
     /// Whether the pass of this stream follows one that etcd did not take, with nothing opened since.
     has_fresh_pass: bool,
     rights: Rights,
+    lineage: Lineage,
 }
 
 /// Those who wait for a probe of one range. Whoever asks while one is under way waits for the next, since "now" must
@@ -309,6 +316,9 @@ impl Task {
                     ask_at.as_mut().reset(Instant::now() + asks);
                     self.ask_progress(stream);
                 }
+                has_gone_back = self.lineage.resolved() => if has_gone_back {
+                    return self.gone_back();
+                },
                 () = self.rights.due(), if full.is_none() => self.rights.ask(&self.open, stream),
                 changed = endpoint_state.changed() => {
                     let state = *endpoint_state.borrow_and_update();

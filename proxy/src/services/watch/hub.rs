@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -15,6 +12,7 @@ use super::{
     feed::Parts,
     live::{LiveFeed, LogUse, Settings},
     log::{Budget, Refused},
+    seen::Seen,
 };
 use crate::{
     admission::shares::{Places, Shares},
@@ -64,16 +62,9 @@ pub struct Hub {
     settings: Settings,
     config: Config,
     drain: Observer,
-    seen: Seen,
+    seen: Arc<Seen>,
     /// The live feed of each set of credentials that has sessions.
     feeds: Mutex<HashMap<Credentials, Weak<LiveFeed>>>,
-}
-
-/// The newest revisions that clients were shown, in this window of time and the one before.
-#[derive(Default)]
-struct Seen {
-    current: AtomicI64,
-    before: AtomicI64,
 }
 
 /// A client's watch as etcd would be asked for it.
@@ -116,7 +107,7 @@ impl Hub {
             budget: Budget::new(MAX_SHARED_LOG_BYTES, metrics.watch_log_bytes.clone(), shares.clone()),
             catch_ups: Places::new(MAX_CATCH_UPS, shares),
         };
-        let (seen, feeds) = (Seen::default(), Mutex::default());
+        let (seen, feeds) = (Arc::<Seen>::default(), Mutex::default());
         let hub = Arc::new(Self { upstream, metrics, settings, config, drain, seen, feeds });
         tokio::spawn(forget_what_was_seen(Arc::downgrade(&hub)));
         tokio::spawn(keep(Arc::downgrade(&hub)));
@@ -129,12 +120,12 @@ impl Hub {
 
     /// Notes a revision that some client has been shown.
     pub fn saw(&self, revision: i64) {
-        self.seen.current.fetch_max(revision, Ordering::Relaxed);
+        self.seen.note(revision);
     }
 
     /// The newest revision that any client was shown lately.
     pub fn seen(&self) -> i64 {
-        self.seen.current.load(Ordering::Relaxed).max(self.seen.before.load(Ordering::Relaxed))
+        self.seen.newest()
     }
 
     /// Notes that everything before `revision` is compacted: no shared watch knows any more what etcd would say of it.
@@ -161,6 +152,7 @@ impl Hub {
             caller: Caller { connection: caller.connection.clone(), metadata: credentials.metadata() },
             metrics: self.metrics.clone(),
             rights_interval: Some(self.config.rights_interval).filter(|interval| is_judged && !interval.is_zero()),
+            seen: self.seen.clone(),
         };
         let of_tenant = feeds.iter().filter(|(other, _)| other.tenant == credentials.tenant);
         let of_tenant = of_tenant.filter_map(|(_, feed)| feed.upgrade()).map(|feed| feed.settings().clone()).next();
@@ -185,7 +177,12 @@ impl Hub {
                 Some(Ok(header)) if is_new => break (live, header),
                 Some(Ok(_)) => {
                     self.metrics.watch_joins.inc();
-                    break (live, feed.probe(&wanted.range).await?.map_err(JoinError::Refused)?);
+                    let header = feed.probe(&wanted.range).await?.map_err(JoinError::Refused)?;
+                    if (1..=header.revision).contains(&wanted.start_revision) && feed.has_lost(&live.log, wanted).await
+                    {
+                        self.compacted(wanted.start_revision);
+                    }
+                    break (live, header);
                 }
                 // What etcd says of a wider watch is not said to this one.
                 Some(Err(_)) if live.part.is_some() => live.note_refused(),
@@ -245,7 +242,6 @@ async fn forget_what_was_seen(hub: Weak<Hub>) {
     loop {
         tokio::time::sleep(SEEN_WINDOW).await;
         let Some(hub) = hub.upgrade() else { return };
-        let current = hub.seen.current.swap(0, Ordering::Relaxed);
-        hub.seen.before.store(current, Ordering::Relaxed);
+        hub.seen.turn();
     }
 }

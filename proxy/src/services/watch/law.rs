@@ -80,7 +80,7 @@ impl Store {
     fn send_range(&self, log: &Log, range: &KeyRange, from: i64, to: i64, cut: usize) {
         let wanted = |kv: &KeyValue| (from..=to).contains(&kv.mod_revision) && range.contains(&kv.key);
         let events: Vec<&Event> = self.events.iter().filter(|event| event.kv.as_ref().is_some_and(wanted)).collect();
-        let header = ResponseHeader { revision: self.last_revision(), ..ResponseHeader::default() };
+        let header = ResponseHeader { revision: to.min(self.last_revision()), ..ResponseHeader::default() };
         let mut builder = BatchBuilder::default();
         for (index, event) in events.iter().enumerate() {
             if index == cut
@@ -150,8 +150,9 @@ fn subscribe(log: &Log, revision: i64) -> Seat {
 }
 
 impl Reader {
-    fn join(log: &Arc<Log>, start: i64, wishes: Wishes) -> Self {
-        let cursor = Cursor { watch_id: ID, next_revision: start, wishes, part: None };
+    /// A reader who is told upon joining that the store is at `told_revision`.
+    fn join(log: &Arc<Log>, start: i64, told_revision: i64, wishes: Wishes) -> Self {
+        let cursor = Cursor { watch_id: ID, next_revision: start, told_revision, wishes, part: None };
         Self { cursor, log: log.clone(), seat: subscribe(log, start), out: BytesMut::new() }
     }
 
@@ -178,19 +179,22 @@ impl Reader {
         }
     }
 
-    fn shown(&self) -> Vec<Event> {
-        events_of(&self.out)
+    fn shown(&self, told_revision: i64) -> Vec<Event> {
+        events_of(&self.out, told_revision)
     }
 }
 
-/// The events in the messages that one watch was sent.
-fn events_of(out: &BytesMut) -> Vec<Event> {
+/// The events in the messages that one watch was sent, whose headers never go back, nor behind what it was told first.
+fn events_of(out: &BytesMut, mut told_revision: i64) -> Vec<Event> {
     let mut decoder = Decoder::new(usize::MAX);
     decoder.push(&out.clone().freeze());
     let mut events = Vec::new();
     while let Some(message) = decoder.next().expect("whole frames") {
         let response = WatchResponse::decode(message.bytes).expect("a whole message");
         assert_eq!(response.watch_id, ID);
+        let revision = response.header.expect("each has a header").revision;
+        assert!(revision >= told_revision, "after {told_revision} comes {revision}");
+        told_revision = revision;
         assert!(!response.events.is_empty(), "nothing is said where there is nothing to say");
         events.extend(response.events);
     }
@@ -202,14 +206,14 @@ proptest! {
     #[test]
     fn a_reader_is_shown_what_its_own_watch_would_have_shown(
         store in stores(),
-        readers in proptest::collection::vec((wishes(), 0_i64..45, 0_usize..4), 1..5),
+        readers in proptest::collection::vec((wishes(), 0_i64..45, 0_i64..45, 0_usize..4), 1..5),
         steps in proptest::collection::vec((1_i64..5, 0_usize..6, 0_i64..3), 1..60),
         max_bytes in 1_usize..4000,
     ) {
         let log = shared_log(max_bytes);
-        let mut readers: Vec<(Reader, i64, usize)> = readers
+        let mut readers: Vec<(Reader, i64, i64, usize)> = readers
             .into_iter()
-            .map(|(wishes, start, pace)| (Reader::join(&log, start.max(1), wishes), start, pace))
+            .map(|(wishes, start, told, pace)| (Reader::join(&log, start.max(1), told, wishes), start, told, pace))
             .collect();
         let (mut sent, mut sayings) = (0, Sayings::default());
         for (count, cut, repeat) in steps.into_iter().chain([(i64::MAX / 2, 0, 0)]) {
@@ -217,13 +221,13 @@ proptest! {
             // A resumed stream may repeat what has come already.
             store.send(&log, (sent + 1 - repeat).max(0), to, cut);
             sent = to;
-            for (reader, _, pace) in &mut readers {
+            for (reader, _, _, pace) in &mut readers {
                 reader.read(&store, &mut sayings, sent, *pace);
             }
         }
-        for (reader, start, _) in &mut readers {
+        for (reader, start, told, _) in &mut readers {
             reader.read(&store, &mut sayings, sent, usize::MAX);
-            prop_assert_eq!(reader.shown(), store.expected(*start, reader.cursor.wishes));
+            prop_assert_eq!(reader.shown(*told), store.expected(*start, reader.cursor.wishes));
         }
     }
 }
@@ -242,10 +246,10 @@ fn a_large_revision_is_cut_into_fragments_only_for_those_who_asked() {
     let store = Store { events: (0..5).map(event).collect() };
     let count = |fragment: bool| {
         let log = shared_log(usize::MAX);
-        let mut reader = Reader::join(&log, 1, Wishes { fragment, ..Wishes::default() });
+        let mut reader = Reader::join(&log, 1, 0, Wishes { fragment, ..Wishes::default() });
         store.send(&log, 0, 2, usize::MAX);
         reader.read(&store, &mut Sayings::default(), 2, usize::MAX);
-        assert_eq!(reader.shown().len(), 5);
+        assert_eq!(reader.shown(0).len(), 5);
         let mut decoder = Decoder::new(usize::MAX);
         decoder.push(&reader.out.clone().freeze());
         let mut fragments = Vec::new();

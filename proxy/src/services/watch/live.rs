@@ -1,7 +1,11 @@
 //! The live feed of one set of credentials with the logs that it fills, and a watch's hold on one of them.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Instant,
+};
 
+use etcd_proxy_proto::etcdserverpb::RangeRequest;
 use prometheus::IntGauge;
 use tokio::sync::oneshot;
 
@@ -47,6 +51,14 @@ pub struct LiveFeed {
     settings: Settings,
     directory: Mutex<Directory>,
     pub sessions: Sessions,
+    past: tokio::sync::Mutex<Past>,
+}
+
+/// What is known of the past that etcd still has: when it was asked last, and of what revision it had not lost sight.
+#[derive(Default)]
+struct Past {
+    asked: Option<Instant>,
+    revision: i64,
 }
 
 /// A watch's hold on a shared log. When the last one is dropped the upstream watch is closed.
@@ -82,7 +94,8 @@ impl LiveFeed {
 
     /// The logs that a feed fills which runs already.
     pub fn with(feed: Feed, parts: Parts, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { feed, parts, settings, directory: Mutex::default(), sessions: Sessions::default() })
+        let (directory, sessions, past) = Default::default();
+        Arc::new(Self { feed, parts, settings, directory, sessions, past })
     }
 
     /// What the feeds of its tenant have in common.
@@ -104,6 +117,31 @@ impl LiveFeed {
         let (answer, answered) = oneshot::channel();
         self.feed.send(Command::Probe { range: range.clone(), answer });
         answered.await.map_err(|_| JoinError::Lost)
+    }
+
+    /// Whether etcd has lost to a compaction what a watch of the past wants and this log still holds: an event, or what
+    /// was before it. A log hears only of compactions that pass this way, so etcd is asked, once for all who want no
+    /// more than the one for whom it was asked after they came.
+    pub async fn has_lost(&self, log: &Log, wanted: &Wanted) -> bool {
+        let came = Instant::now();
+        let mut past = self.past.lock().await;
+        let is_known = past.asked.is_some_and(|asked| asked >= came) && past.revision <= wanted.start_revision;
+        if is_known || log.covered_from() > wanted.start_revision {
+            return false;
+        }
+        let asked = Instant::now();
+        let answer = self.parts.ask(RangeRequest {
+            key: wanted.range.key().clone(),
+            revision: (wanted.start_revision - 1).max(1),
+            count_only: true,
+            serializable: true,
+            ..RangeRequest::default()
+        });
+        let has_lost = answer.await.is_err_and(|status| status.message() == status::COMPACTED_REASON);
+        if !has_lost {
+            *past = Past { asked: Some(asked), revision: wanted.start_revision };
+        }
+        has_lost
     }
 
     /// The log that serves a watch, and whether it is just being opened for it. Unless `contained` is true it is one of

@@ -105,6 +105,8 @@ struct State {
     plain_from: u64,
     covered_from: i64,
     covered_to: i64,
+    /// The newest revision of the store in a header of events.
+    told_revision: i64,
     /// Whether etcd has reached the present on it. A watch from now is there from its start.
     is_level: bool,
     end: Option<End>,
@@ -141,6 +143,7 @@ impl Log {
             plain_from: 0,
             covered_from,
             covered_to: covered_from - 1,
+            told_revision: 0,
             is_level: false,
             end: None,
             readers: Readers::default(),
@@ -197,12 +200,15 @@ impl Log {
         self.lock().is_level
     }
 
-    /// Adds events, unless all of them have come before. What a batch repeats in part no reader shows twice.
-    pub fn append(&self, batch: Batch) {
+    /// Adds events, unless all of them have come before. What a batch repeats in part no reader shows twice. A member
+    /// that takes over may be behind what the one before said of the store; no header goes back for that.
+    pub fn append(&self, mut batch: Batch) {
         let mut state = self.lock();
         if batch.last_revision() <= state.covered_to || state.end.is_some() {
             return;
         }
+        state.told_revision = state.told_revision.max(batch.header.revision);
+        batch.header.revision = state.told_revision;
         let since = std::mem::replace(&mut state.covered_to, batch.last_revision()) + 1;
         self.push(&mut state, batch, since);
     }

@@ -81,12 +81,14 @@ impl Sayings {
         let (watch_id, prev_kv) = (cursor.watch_id, cursor.wishes.prev_kv);
         let words = |run| Words { run, watch_id, prev_kv };
         let known = |run| self.known.get(&words(run)).cloned();
-        let (content, may_be_more) = log.read_run(seat, cursor.next_revision, MAX_RUN, known)?;
+        let since = (cursor.next_revision, cursor.told_revision);
+        let (content, may_be_more) = log.read_run(seat, since, MAX_RUN, known)?;
         let saying = match content {
             RunOf::Known(saying) => saying,
             RunOf::Batches(run, batches) => self.make(words(run), &batches),
         };
         cursor.next_revision = saying.last_revision + 1;
+        cursor.told_revision = cursor.told_revision.max(saying.header.revision);
         Some((saying, may_be_more))
     }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{ResponseHeader, WatchCancelRequest, watch_request::RequestUnion};
 
 use super::{
-    StreamEnd, Task,
+    Duty, StreamEnd, Task,
     stream::{Pending, Response, Stream},
 };
 use crate::{
@@ -28,6 +28,9 @@ impl Task {
                 Response::parse(&message.bytes).map_err(|error| StreamEnd::Broken(status::unreadable_answer(error)))?;
             if response.canceled && self.wants_fresh_pass(stream, response.cancel_reason) {
                 return Err(StreamEnd::Broken(status::broken(response.cancel_reason)));
+            }
+            if matches!(self.duty, Duty::Live) && self.lineage.is_of_another(&response.header) {
+                return Err(self.gone_back());
             }
             self.hand_out(stream, response);
         }
@@ -99,6 +102,14 @@ impl Task {
                 Err(Refused { header, reason }) => self.withdraw(stream, &log, header, reason),
             },
             Pending::Log { log, start_revision } => {
+                match (&opened, self.open.get(&log.id()), &self.duty) {
+                    (Ok(header), Some(opening), Duty::Live) if log.is_opened() => {
+                        let covered = log.resume_revision() - 1;
+                        self.lineage.note_resumed(header, covered, &self.parts, &opening.range);
+                    }
+                    (Ok(header), ..) => self.lineage.note_term(header),
+                    (Err(_), ..) => (),
+                }
                 match &opened {
                     Ok(_) if self.open.contains_key(&log.id()) => stream.remember(response.watch_id, log.clone()),
                     Ok(_) => {

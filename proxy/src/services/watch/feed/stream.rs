@@ -259,7 +259,9 @@ mod tests {
                 let whole = builder.finish_whole_revisions(response.header);
                 for batch in whole.into_iter().chain(builder.finish(response.header)) {
                     let wishes = Wishes { prev_kv, fragment, ..Wishes::default() };
-                    let mut cursor = Cursor { watch_id: response.watch_id, next_revision: i64::MIN, wishes, part: None };
+                    let watch_id = response.watch_id;
+                    let mut cursor =
+                        Cursor { watch_id, next_revision: i64::MIN, told_revision: 0, wishes, part: None };
                     let mut out = BytesMut::new();
                     let shown = cursor.show(&batch, &mut out);
                     prop_assert_eq!(shown, Some(batch.events.len()));

@@ -255,7 +255,7 @@ impl Client {
     }
 
     fn check(&self, store: &Store, upto: i64) -> Result<(), TestCaseError> {
-        let shown = events_of(&self.out);
+        let shown = events_of(&self.out, self.start);
         let wishes = self.cursor.wishes;
         match self.cancelled {
             None => {
@@ -307,7 +307,11 @@ impl World {
             catch_ups: Places::new(1, &Arc::default()),
         };
         let (feed, commands) = Feed::played();
-        let feed = LiveFeed::with(feed, Parts { upstream, caller, metrics, rights_interval: None }, settings);
+        let feed = LiveFeed::with(
+            feed,
+            Parts { upstream, caller, metrics, rights_interval: None, seen: Arc::default() },
+            settings,
+        );
         let watches = Vec::new();
         let etcd = Etcd { store, current: 1, compacted: 0, refuses_prefixes, commands, watches };
         Self { etcd, sayings: Sayings::default(), feed, clients: Vec::new(), kept: Vec::new() }
@@ -385,7 +389,7 @@ impl World {
     fn join(&mut self, range: usize, start: i64, wishes: Wishes) {
         let Some((live, range)) = self.log(range, start, wishes.prev_kv) else { return };
         let start = if start == 0 { self.etcd.current + 1 } else { start };
-        let cursor = Cursor { watch_id: ID, next_revision: start, wishes, part: None };
+        let cursor = Cursor { watch_id: ID, next_revision: start, told_revision: start, wishes, part: None };
         let (source, out) = (Source::CatchUp, BytesMut::new());
         let mut client = Client { live, range, start, cursor, source, out, cancelled: None };
         client.locate();

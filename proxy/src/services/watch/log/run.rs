@@ -20,13 +20,13 @@ pub enum RunOf<T> {
 }
 
 impl Log {
-    /// Takes what is next for a reader of the whole log who wants all of it from `next_revision` on, if others read it
-    /// too: some batches of events at once, about `max_bytes` of them. `known` may know already what a run holds. Says
+    /// Takes what is next for a reader of the whole log who wants all of it from `next_revision` on, and has been told
+    /// of no revision of the store after that of its headers, if others read it too: some batches of events at once, about `max_bytes` of them. `known` may know already what a run holds. Says
     /// also whether there may be more. A catch-up, which has one reader, is read by [`Log::read`].
     pub fn read_run<T>(
         &self,
         seat: Seat,
-        next_revision: i64,
+        (next_revision, told_revision): (i64, i64),
         max_bytes: u64,
         known: impl FnOnce(Run) -> Option<T>,
     ) -> Option<(RunOf<T>, bool)> {
@@ -43,7 +43,7 @@ impl Log {
         }
         let start = usize::try_from(from - first).ok()?;
         let next = state.batches.get(start)?;
-        if next.batch.first_revision()? < next_revision {
+        if next.batch.first_revision()? < next_revision || next.batch.header.revision < told_revision {
             return None;
         }
         let bound = next.begins + max_bytes;

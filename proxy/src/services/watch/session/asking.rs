@@ -119,7 +119,8 @@ impl Session {
         let number = self.watches.reserve(watch_id);
         self.hub.metrics.client_watches.inc();
         self.say(WatchResponse { header: Some(header), watch_id, created: true, ..WatchResponse::default() });
-        let mut cursor = Cursor { watch_id, next_revision, wishes: created.wishes, part: None };
+        let (told_revision, wishes) = (header.revision, created.wishes);
+        let mut cursor = Cursor { watch_id, next_revision, told_revision, wishes, part: None };
         let source = self.locate(&live, &mut cursor, number);
         let start_revision = created.start_revision;
         let watch = Watch { cursor, start_revision, live, source, last_shown: Instant::now(), has_turn: false };
