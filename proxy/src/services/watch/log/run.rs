@@ -20,9 +20,10 @@ pub enum RunOf<T> {
 }
 
 impl Log {
-    /// Takes what is next for a reader of the whole log who wants all of it from `next_revision` on, and has been told
-    /// of no revision of the store after that of its headers, if others read it too: some batches of events at once, about `max_bytes` of them. `known` may know already what a run holds. Says
-    /// also whether there may be more. A catch-up, which has one reader, is read by [`Log::read`].
+    /// Takes what is next for a reader of the whole log if others read it too: some batches of events at once, about
+    /// `max_bytes` of them. The reader wants all of it from a revision on, and has been told of no revision of the store
+    /// after that of its headers. `known` may know already what a run holds. Says also whether there may be more. A
+    /// catch-up, which has one reader, is read by [`Log::read`].
     pub fn read_run<T>(
         &self,
         seat: Seat,
