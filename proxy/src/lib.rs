@@ -10,6 +10,7 @@ pub mod audit;
 pub mod backoff;
 pub mod check;
 pub mod config;
+pub mod dial;
 pub mod doors;
 pub mod drain;
 pub mod exchange;

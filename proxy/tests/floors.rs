@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The rooms of the proxy, top floor first. A new room takes its place here before anyone can import it.
-const FLOORS: [&str; 32] = [
+const FLOORS: [&str; 33] = [
     "main",
     "check",
     "top",
@@ -31,6 +31,7 @@ const FLOORS: [&str; 32] = [
     "rules", // The ground: imported by many, importing next to nothing of ours.
     "tls",
     "backoff",
+    "dial",
     "drain",
     "logging",
     "notify",

@@ -154,7 +154,7 @@ fn an_endpoint_that_comes_back_serves_at_once_when_all_were_down() {
 fn an_endpoint_that_does_not_answer_is_given_up_after_the_dial_timeout() {
     let etcd = Etcd::start();
     // A listener whose queue is full leaves the next one without an answer, as a machine without power does.
-    let deaf = socket_that_never_answers();
+    let deaf = listener_that_never_answers("127.0.0.1:0");
     let address = deaf.0.local_addr().expect("a bound listener has an address");
     let gateway = Proxy::builder()
         .gateway()
@@ -169,8 +169,8 @@ fn an_endpoint_that_does_not_answer_is_given_up_after_the_dial_timeout() {
 }
 
 /// A listener that takes no connection any more, and the connections that fill its queue.
-fn socket_that_never_answers() -> (TcpListener, Vec<TcpStream>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+fn listener_that_never_answers(address: &str) -> (TcpListener, Vec<TcpStream>) {
+    let listener = TcpListener::bind(address).expect("a free port");
     // SAFETY: listen takes two integers and touches no memory; called again, it makes the queue shorter.
     assert_eq!(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) }, 0);
     let address = listener.local_addr().expect("a bound listener has an address");

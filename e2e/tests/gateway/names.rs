@@ -5,10 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use etcd_proxy_e2e::Proxy;
 use etcd_proxy_e2e::wait::until;
+use etcd_proxy_e2e::{Etcd, Proxy};
 
-/// Has the C library find one name in a file, as `/etc/hosts` and name servers would, and all others as ever.
+use super::listener_that_never_answers;
+
+/// Has the C library find one name's addresses in a file, as `/etc/hosts` and name servers would, and all others as ever.
 const RESOLVER: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,16 +21,16 @@ const RESOLVER: &str = r#"
 
 int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
   int (*next)(const char *, const char *, const struct addrinfo *, struct addrinfo **) = dlsym(RTLD_NEXT, "getaddrinfo");
+  if (!name || strcmp(name, "etcd.example")) return next(name, service, hints, found);
+  FILE *file = fopen(getenv("ADDRESS_OF_ETCD_EXAMPLE"), "r");
+  if (!file) return EAI_AGAIN;
+  int failed = EAI_NONAME;
   char address[64];
-  if (name && !strcmp(name, "etcd.example")) {
-    FILE *file = fopen(getenv("ADDRESS_OF_ETCD_EXAMPLE"), "r");
-    if (!file) return EAI_AGAIN;
-    int read = fscanf(file, "%63s", address);
-    fclose(file);
-    if (read != 1) return EAI_NONAME;
-    name = address;
-  }
-  return next(name, service, hints, found);
+  struct addrinfo **end = found;
+  while (fscanf(file, "%63s", address) == 1 && !(failed = next(address, service, hints, end)))
+    while (*end) end = &(*end)->ai_next;
+  fclose(file);
+  return failed;
 }
 "#;
 
@@ -83,4 +85,25 @@ fn a_name_that_comes_to_mean_another_machine_is_followed() {
     // Names that cannot be looked up any more take nothing away.
     std::fs::remove_file(&hosts).expect("it was there");
     assert_eq!(greeting(), "second");
+}
+
+#[test]
+fn an_address_where_nobody_answers_does_not_keep_from_the_others_of_its_name() {
+    let etcd = Etcd::start();
+    let (host, port) = etcd.address().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).expect("host:port");
+    // As after the loss of a machine that DNS still names.
+    let _silent = listener_that_never_answers(&format!("127.0.0.2:{port}"));
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let hosts = folder.path().join("addresses");
+    std::fs::write(&hosts, format!("127.0.0.2 {host}")).expect("the folder can be written to");
+    let library = compiled(folder.path());
+    for builder in [Proxy::builder().gateway(), Proxy::builder()] {
+        let proxy = builder
+            .flag(format!("--endpoints=etcd.example:{port}"))
+            .env("LD_PRELOAD", &library)
+            .env("ADDRESS_OF_ETCD_EXAMPLE", hosts.as_os_str())
+            .start();
+        proxy.etcdctl().ok(&["put", "key", "value"]);
+        assert!(!proxy.log().iter().any(|line| line["msg"] == "deactivated endpoint"));
+    }
 }

@@ -11,9 +11,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::net::{TcpSocket, UnixStream};
+use tokio::net::UnixStream;
 
 use crate::{
+    dial,
     doors::{Address, Itself, Socket, set_options},
     go,
 };
@@ -106,16 +107,9 @@ impl Backend {
         if let Address::Unix(path) = &self.address {
             return UnixStream::connect(path).await.map(Socket::Unix);
         }
-        let mut last = std::io::Error::other("the name has no address");
-        for address in self.resolved.load_full().iter() {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            set_options(&socket)?;
-            match socket.connect(*address).await {
-                Ok(socket) => return Ok(Socket::Tcp(socket)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        let socket = dial::first_of(&self.resolved.load_full()).await?;
+        set_options(&socket)?;
+        Ok(Socket::Tcp(socket))
     }
 }
 

@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::backends::Backend;
 use crate::{
+    dial,
     doors::Address,
     tls::{ClientTls, Peer, explain},
     upstream::discovery::dns::{self, Target},
@@ -78,7 +78,7 @@ impl Config {
         let failed = |error: &dyn std::fmt::Display| format!("failed to dial ({error})");
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
-        let socket = TcpStream::connect(authority).await.map_err(|error| failed(&error))?;
+        let socket = dial::connect(authority).await.map_err(|error| failed(&error))?;
         match TlsConnector::from(self.tls.config()).connect(name, socket).await {
             Ok(_) => Ok(()),
             Err(error) => match error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) {

@@ -7,12 +7,17 @@
 use std::{
     cell::RefCell,
     io,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    time::Interval,
+};
 
 use super::pipe::{self, Pipe};
 use crate::doors::Socket;
@@ -22,6 +27,10 @@ use crate::doors::Socket;
 const SCRATCH: usize = 64 << 10;
 /// A pipe that gets less than this at a time is slower than a copy, as it takes two calls more to set it up.
 const WORTH_A_PIPE: usize = 16 << 10;
+
+/// How often a connection of which one half has ended is looked at: is that peer there to take the other half? The kernel
+/// knows it once the peer has refused something, at the latest TCP keepalive, so that looking more often finds no more.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
@@ -35,15 +44,45 @@ pub struct Moved {
 }
 
 /// Moves bytes until both directions have ended, or one of them failed. A half that has ended is passed on as a half: the
-/// other may go on for as long as its peers are there, which TCP keepalive finds out.
+/// other may go on for as long as its peers are there, which TCP keepalive finds out. A client that closes looks at first
+/// like one that has no more to say; an endpoint that hangs would never end such a connection.
 pub async fn relay(mut client: Socket, mut endpoint: Socket, moved: &Moved) -> io::Result<()> {
     let (mut up, mut down) = (Flow::default(), Flow::default());
+    let mut look: Option<Pin<Box<Interval>>> = None;
     std::future::poll_fn(|context| {
-        let up = up.poll(context, &mut client, &mut endpoint, &moved.to_endpoints)?;
-        let down = down.poll(context, &mut endpoint, &mut client, &moved.to_clients)?;
-        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let up = up.poll(context, &mut client, &mut endpoint, &moved.to_endpoints)?.is_ready();
+        let down = down.poll(context, &mut endpoint, &mut client, &moved.to_clients)?.is_ready();
+        if up && down {
+            return Poll::Ready(Ok(()));
+        }
+        if up || down {
+            let look = look.get_or_insert_with(|| {
+                let mut look = tokio::time::interval(LOOK_INTERVAL);
+                look.reset();
+                Box::pin(look)
+            });
+            while look.poll_tick(context).is_ready() {
+                // Everything that this peer has sent was read, and it takes nothing any more.
+                if has_hung_up(if up { &client } else { &endpoint }) {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        Poll::Pending
     })
     .await
+}
+
+/// Whether the peer is known to be gone altogether, not only to have ended its half.
+fn has_hung_up(socket: &Socket) -> bool {
+    let descriptor = match socket {
+        Socket::Tcp(socket) => socket.as_raw_fd(),
+        Socket::Unix(socket) => socket.as_raw_fd(),
+    };
+    // What is asked for is nothing; that it hung up or failed is told without being asked for.
+    let mut asked = libc::pollfd { fd: descriptor, events: 0, revents: 0 };
+    // SAFETY: the pointer is to one whole pollfd, which the call fills, and it does not wait.
+    unsafe { libc::poll(&mut asked, 1, 0) > 0 }
 }
 
 /// One direction.
@@ -257,6 +296,31 @@ mod tests {
         client.read_to_end(&mut answer).await.expect("the answer comes");
         assert_eq!(answer, b"answer");
         relaying.await.expect("no panic").expect("both ends ended well");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_gone_is_found_out_though_the_endpoint_hangs() {
+        let ((mut client, near), (far, mut endpoint)) = (tcp_pair().await, tcp_pair().await);
+        let relaying = tokio::spawn(async move { relay(Socket::Tcp(near), Socket::Tcp(far), &Moved::default()).await });
+        client.shutdown().await.expect("the half can be closed");
+        assert_eq!(endpoint.read(&mut [0]).await.expect("the end is passed on"), 0);
+        tokio::time::sleep(LOOK_INTERVAL * 3).await;
+        assert!(!relaying.is_finished(), "a client that only said its all may wait for as long as it likes");
+        // As the kernel answers for a process that is gone when keepalive asks.
+        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("a socket");
+        drop(client);
+        relaying.await.expect("no panic").expect("nobody is left to be told");
+
+        let (mut client, near) = UnixStream::pair().expect("a pair of sockets");
+        let (far, mut endpoint) = UnixStream::pair().expect("a pair of sockets");
+        let relaying =
+            tokio::spawn(async move { relay(Socket::Unix(near), Socket::Unix(far), &Moved::default()).await });
+        client.write_all(b"question").await.expect("the relay takes it");
+        drop(client);
+        let mut question = Vec::new();
+        endpoint.read_to_end(&mut question).await.expect("the end is passed on");
+        assert_eq!(question, b"question");
+        relaying.await.expect("no panic").expect("nobody is left to be told");
     }
 
     #[tokio::test]

@@ -18,13 +18,14 @@ use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
+    net::UnixStream,
     time::{Instant, Sleep},
 };
 use tokio_rustls::TlsConnector;
 
 use super::{origin::Origin, through::Through};
 use crate::{
+    dial,
     doors::{Address, set_options},
     go,
     tls::{ClientTls, Peer, explain},
@@ -146,7 +147,7 @@ impl Pool {
         let first = self.config.through.as_ref().map_or(origin, |through| &through.origin);
         let mut stream: Box<dyn Stream> = match &first.address {
             Address::Tcp(host_port) => {
-                let socket = TcpStream::connect(host_port.as_str()).await.map_err(failed)?;
+                let socket = dial::connect(host_port).await.map_err(failed)?;
                 set_options(&socket).map_err(failed)?;
                 Box::new(socket)
             }

@@ -31,7 +31,10 @@ use super::{
     examine::Secured,
     last_words::LastWords,
 };
-use crate::tls::{self, ClientTls, Peer};
+use crate::{
+    dial, go,
+    tls::{self, ClientTls, Peer},
+};
 
 /// How connections to etcd are made and kept.
 #[derive(Clone)]
@@ -81,7 +84,7 @@ type Dial = Shared<BoxFuture<'static, Result<Link, Arc<DialError>>>>;
 /// Why there is no connection to an endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    #[error("dial {address}: {source}")]
+    #[error("dial {address}: {}{}", if source.raw_os_error().is_some() { "connect: " } else { "" }, go::io_error(source))]
     Connect { address: Address, source: io::Error },
     #[error("dial {address}: no connection within {DIAL_TIMEOUT:?}")]
     Timeout { address: Address },
@@ -374,7 +377,7 @@ async fn plain(endpoint: &Endpoint) -> Result<Box<dyn Io>, DialError> {
     let address = || endpoint.address.clone();
     let socket: Box<dyn Io> = match &endpoint.address {
         Address::Tcp(host_port) => {
-            let socket = TcpStream::connect(host_port.as_str()).await;
+            let socket = dial::connect(host_port).await;
             let socket = socket.map_err(|source| DialError::Connect { address: address(), source })?;
             set_tcp_options(&socket).map_err(|source| DialError::Connect { address: address(), source })?;
             Box::new(socket)
