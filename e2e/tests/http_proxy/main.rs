@@ -1,5 +1,7 @@
 //! `http-proxy start`: `etcd --proxy` of 3.5 and ours side by side, curl and etcdctl with the v2 API through it.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -143,7 +145,7 @@ fn etcds_proxy_and_ours_give_the_same_answers_in_both_modes() {
     let direct = format!("http://{}", etcd.address());
     curl(&["-XPUT", "-d", "value=there", &format!("{direct}/v2/keys/old")]);
     etcd.etcdctl().ok(&["put", "foo", "bar"]);
-    let requests: [&[&str]; 19] = [
+    let requests: [&[&str]; 22] = [
         &["/v2/keys/old"],
         &["/v2/keys/missing"],
         &["/v2/keys/?recursive=true&sorted=true"],
@@ -163,6 +165,10 @@ fn etcds_proxy_and_ours_give_the_same_answers_in_both_modes() {
         &["/v2/keys/old", "-XPATCH"],
         &["/v3/kv/range", "-d", r#"{"key":"Zm9v"}"#],
         &["/nonsense"],
+        // As the health checks of load balancers ask.
+        &["/version", "--http1.0", "-H", "Host:"],
+        &["/v2/keys/old", "-H", "Expect: something"],
+        &["/", "-XCONNECT", "--request-target", "somewhere:1"],
     ];
     for mode in ["on", "readonly"] {
         let flags = [initial_cluster(&etcd), format!("--proxy={mode}")];
@@ -193,6 +199,32 @@ fn without_any_member_both_answer_503_with_the_same_words() {
     });
     assert_eq!(answers[0], answers[1]);
     assert!(answers[1].0.contains("503"), "{answers:?}");
+}
+
+#[test]
+fn a_member_that_speaks_an_older_http_does_not_end_the_clients_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound listener has an address");
+    // Both the peer that tells of itself and the member.
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = BufReader::new(socket.expect("the proxy comes"));
+            let lines: Vec<String> =
+                socket.by_ref().lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+            let is_peer = lines.first().is_some_and(|line| line.contains("/members"));
+            let member =
+                format!(r#"[{{"id":1,"name":"a","peerURLs":["http://{address}"],"clientURLs":["http://{address}"]}}]"#);
+            let body = if is_peer { member.as_str() } else { "old" };
+            let head = format!("HTTP/1.0 200 OK\r\nX-Etcd-Cluster-ID: 1\r\nContent-Length: {}\r\n\r\n", body.len());
+            // A reader that is gone needs no answer.
+            let _ = socket.into_inner().write_all((head + body).as_bytes());
+        }
+    });
+    let proxy = HttpProxy::start(&[format!("--initial-cluster=m0=http://{address}")]);
+    let url = proxy.url("/");
+    eventually("the member is known", || curl(&[&url]) == "old");
+    let said = curl(&["-w", " %{http_version} %{num_connects};", &url, &url]);
+    assert_eq!(said, "old 1.1 1;old 1.1 0;");
 }
 
 #[test]

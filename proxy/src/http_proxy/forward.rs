@@ -7,7 +7,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{
         ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION,
-        CONTENT_TYPE, EXPECT, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+        CONTENT_TYPE, EXPECT, HOST, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
     },
     request::Parts,
 };
@@ -16,6 +16,7 @@ use hyper::body::{Body as _, Incoming};
 
 use super::{
     director::Director,
+    origin::Origin,
     pool::{Body, Failure, Pool},
 };
 use crate::metrics::http_proxy::{Drop, Metrics};
@@ -68,6 +69,9 @@ impl Content {
 impl Forward {
     /// Answers one request of a client at `peer`.
     pub async fn answer(&self, request: Request<Incoming>, peer: Option<IpAddr>) -> Response<Body> {
+        if let Some(refused) = malformed(&request) {
+            return refused;
+        }
         if self.is_readonly && request.method() != Method::GET {
             return plain(StatusCode::NOT_IMPLEMENTED, "");
         }
@@ -127,6 +131,10 @@ impl Forward {
         };
         without_hops(&mut head.headers);
         forwarded_for(&mut head.headers, peer);
+        // Who asks for a whole URL names the host there (RFC 9112, section 3.2.2).
+        if let Some(Ok(host)) = head.uri.authority().map(|host| HeaderValue::try_from(host.as_str())) {
+            head.headers.insert(HOST, host);
+        }
         let endpoints = self.director.available();
         if endpoints.is_empty() {
             self.metrics.dropped(method.as_str(), Drop::ZeroEndpoints);
@@ -135,10 +143,12 @@ impl Forward {
         }
         for endpoint in &endpoints {
             let Some(body) = content.next() else { break };
-            match self.pool.send(&endpoint.origin, again(&head, body)).await {
+            match self.pool.send(&endpoint.origin, again(&head, body, &endpoint.origin)).await {
                 Ok(response) => {
                     self.metrics.handled(method.as_str(), response.status().as_u16(), started.elapsed());
                     let mut response = response.map(|body| body.boxed());
+                    // What the member speaks is between it and this proxy; the client's connection goes on.
+                    *response.version_mut() = Version::HTTP_11;
                     without_hops(response.headers_mut());
                     return response;
                 }
@@ -166,12 +176,36 @@ impl Forward {
     }
 }
 
-/// The request for one more member: of its URI only the path, as the member is told by the connection.
-fn again(head: &Parts, body: Body) -> Request<Body> {
+/// What is refused before any member is asked, as by Go's server.
+fn malformed<B>(request: &Request<B>) -> Option<Response<Body>> {
+    let headers = request.headers();
+    if request.method() == Method::CONNECT {
+        return Some(plain(StatusCode::NOT_FOUND, "404 page not found\n"));
+    }
+    if request.version() == Version::HTTP_11 && !headers.contains_key(HOST) {
+        let mut refused = plain(StatusCode::BAD_REQUEST, "400 Bad Request: missing required Host header");
+        refused.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return Some(refused);
+    }
+    let expects = headers.get(EXPECT)?;
+    if expects.is_empty() || expects.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+        return None;
+    }
+    let mut refused = plain(StatusCode::EXPECTATION_FAILED, "");
+    refused.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Some(refused)
+}
+
+/// The request for one more member: of its URI only the path, as the member is told by the connection. HTTP/1.0 knows
+/// requests for no host in particular, which a health check of HAProxy is; members want to be named.
+fn again(head: &Parts, body: Body, member: &Origin) -> Request<Body> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = head.headers.clone();
+    if let Ok(host) = HeaderValue::try_from(member.authority()) {
+        request.headers_mut().entry(HOST).or_insert(host);
+    }
     *request.uri_mut() = head.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| path.clone().into());
     request
 }
@@ -251,6 +285,43 @@ mod tests {
         ]);
         without_hops(&mut given);
         assert_eq!(given, headers(&[("authorization", "Basic eA=="), ("accept", "*/*")]));
+    }
+
+    #[test]
+    fn what_gos_server_refuses_reaches_no_member() {
+        let request = |version, method: &str, headers: &[(&str, &str)]| {
+            let mut request = Request::builder().version(version).method(method).uri("/");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            malformed(&request.body(()).expect("a request")).map(|refused| refused.status().as_u16())
+        };
+        let host = ("host", "a");
+        for (version, method, headers, expected) in [
+            (Version::HTTP_11, "GET", vec![host], None),
+            (Version::HTTP_11, "GET", vec![], Some(400)),
+            (Version::HTTP_10, "GET", vec![], None),
+            (Version::HTTP_11, "CONNECT", vec![host], Some(404)),
+            (Version::HTTP_11, "PUT", vec![host, ("expect", "100-Continue")], None),
+            (Version::HTTP_11, "PUT", vec![host, ("expect", "")], None),
+            (Version::HTTP_11, "PUT", vec![host, ("expect", "200-ok")], Some(417)),
+        ] {
+            assert_eq!(request(version, method, &headers), expected, "{version:?} {method} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_is_named_where_the_client_named_none() {
+        let member = Origin::parse("http://a.example:2379").expect("a good URL");
+        for (named, expected) in [(None, "a.example:2379"), (Some("b"), "b")] {
+            let mut request = Request::get("/");
+            if let Some(host) = named {
+                request = request.header(HOST, host);
+            }
+            let (head, ()) = request.body(()).expect("a request").into_parts();
+            let sent = again(&head, Full::default().map_err(|never| match never {}).boxed(), &member);
+            assert_eq!(sent.headers()[HOST], expected);
+        }
     }
 
     #[test]
