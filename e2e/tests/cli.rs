@@ -245,6 +245,9 @@ async fn a_drain_ends_watches_with_unavailable_lets_a_put_finish_and_exits_with_
     let put = PutRequest { key: "other".into(), value: "v".into(), ..PutRequest::default() };
     let put = tokio::spawn(async move { KvClient::new(channel).put(put).await });
     wait_for_calls(&proxy, "Put", 1.0).await;
+    // Programs in Go pass over these two, by which the kernel ends others.
+    proxy.process.signal(libc::SIGUSR1);
+    proxy.process.signal(libc::SIGUSR2);
     proxy.process.signal(libc::SIGTERM);
     let status = loop {
         match watch.message().await {

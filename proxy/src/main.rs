@@ -213,6 +213,7 @@ fn run<C>(
         Err(exit) => return exit,
     };
     let exit = runtime.block_on(async {
+        pass_over_user_signals();
         match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
             (Ok(terminate), Ok(interrupt)) => serve(config, Signals { terminate, interrupt }).await,
             (Err(error), _) | (_, Err(error)) => {
@@ -223,6 +224,16 @@ fn run<C>(
     });
     logging::flush(LOG_FLUSH);
     exit
+}
+
+/// Programs in Go go on at these two, and who looks after processes sends them around; by itself the kernel would end
+/// this one. Once listened for, they have that effect no more, whether somebody still listens or not.
+fn pass_over_user_signals() {
+    for kind in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
+        if let Err(error) = signal(kind) {
+            tracing::warn!(%error, "failed to pass over a signal");
+        }
+    }
 }
 
 /// How long after it serves the start is over: threads have begun, and etcd's members have been asked how they are.

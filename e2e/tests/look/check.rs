@@ -145,6 +145,8 @@ fn what_is_wrong_on_this_side_is_named() {
     let address = taken.local_addr().expect("a bound socket has an address");
     let busy = check(&[endpoints(etcd.endpoints()), format!("--listen-addr={address}")]);
     busy.expect("listen", "warning", "is in use");
+    let secured = check(&[endpoints(etcd.endpoints().replace("http:", "https:"))]);
+    secured.expect("tls", "failed", "does it speak plaintext, http instead of https?");
     let refused = check(&[endpoints(etcd.endpoints()), "--api-profile=tenant".to_owned()]);
     refused.expect("configuration", "failed", "give --namespace");
 }

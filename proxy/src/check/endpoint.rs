@@ -118,7 +118,11 @@ async fn reach(question: &Question, endpoint: &Arc<Endpoint>, rows: &mut Rows) -
         }
         Ok(None) => rows.add("tls", Outcome::Fine("none: etcd is spoken to in plaintext".to_owned())),
         Err(error) => {
-            rows.add(if secured { "tls" } else { "connect" }, Outcome::Failed(error.to_string()));
+            let mut words = error.to_string();
+            if is_cut_short(&error) {
+                words += "; does it speak plaintext, http instead of https?";
+            }
+            rows.add(if secured { "tls" } else { "connect" }, Outcome::Failed(words));
             return false;
         }
     }
@@ -136,6 +140,11 @@ async fn reach(question: &Question, endpoint: &Arc<Endpoint>, rows: &mut Rows) -
             false
         }
     }
+}
+
+/// Whether a TLS handshake ended without either side finding fault with the other, as with a server that speaks no TLS.
+fn is_cut_short(error: &channel::DialError) -> bool {
+    matches!(error, channel::DialError::Tls { source, .. } if source.get_ref().is_none_or(|cause| !cause.is::<rustls::Error>()))
 }
 
 fn is_address(endpoint: &Endpoint) -> bool {

@@ -92,7 +92,8 @@ impl Session {
         let source = Box::pin(texts(stream));
         let asked = Asked { headers, host: None, peer, source, source_end: SourceEnd::Gone };
         let ended = match door.ask(&Method::POST, &path, asked).await {
-            Answered::Gone => return,
+            // It may have said goodbye first, and wants to hear the same.
+            Answered::Gone => Ok(()),
             Answered::Whole { text, .. } => sink.send(Message::text(text)).await,
             Answered::Stream { first, mut rest, .. } => {
                 let mut line = first;
