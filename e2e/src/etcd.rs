@@ -104,6 +104,7 @@ impl Builder {
                 name: name.clone(),
                 program: self.version.etcd(),
                 flags,
+                data: folder.path().join(name),
                 client_address: client,
                 metrics_address: metrics,
                 process: None,
@@ -205,6 +206,7 @@ pub struct Member {
     name: String,
     program: PathBuf,
     flags: Vec<String>,
+    data: PathBuf,
     client_address: String,
     metrics_address: String,
     process: Option<Process>,
@@ -298,6 +300,21 @@ impl Member {
         self.wait_until_healthy();
     }
 
+    /// Keeps a copy of its data as they are now, for which it stands still.
+    pub fn back_up(&mut self) {
+        self.stop();
+        copy(&self.data, &self.data.with_extension("backup"));
+        self.restart();
+    }
+
+    /// Begins anew with the data of the backup.
+    pub fn put_back(&mut self) {
+        self.stop();
+        std::fs::remove_dir_all(&self.data).expect("the data are there");
+        copy(&self.data.with_extension("backup"), &self.data);
+        self.restart();
+    }
+
     pub fn wait_until_healthy(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -309,6 +326,19 @@ impl Member {
             assert!(exit.is_none(), "etcd {} ended while it started: {exit:?}", self.name);
             assert!(Instant::now() < deadline, "etcd {} is not healthy: {answer:?}", self.name);
             std::thread::sleep(HEALTH_POLL);
+        }
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a folder can be made");
+    for entry in std::fs::read_dir(from).expect("the folder is there") {
+        let entry = entry.expect("the folder can be read");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("it is of some type").is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).expect("it can be copied")),
         }
     }
 }

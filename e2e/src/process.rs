@@ -6,6 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::wait;
+
 /// How long a test waits for a line, an exit or a port before it gives up. It only has to be longer than a loaded
 /// two-core machine needs; a test that passes never waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,6 +55,19 @@ impl Process {
         if self.exit.is_none() {
             unsafe { libc::kill(id, signal) };
         }
+        if signal == libc::SIGSTOP && self.exit.is_none() {
+            // The kernel stops each thread when that comes to it, which takes its time on a busy machine.
+            wait::until("each thread stands still", || self.stands_still());
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.id())) else { return true };
+        let state = |stat: &str| stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat"));
+            stat.is_ok_and(|stat| matches!(state(&stat), Some('T' | 't' | 'Z' | 'X')))
+        })
     }
 
     /// Whether it has ended, and how.

@@ -13,5 +13,6 @@ pub mod namespace;
 #[cfg(test)]
 mod samples;
 pub mod status;
+pub mod store;
 pub mod tenant;
 pub mod wire;

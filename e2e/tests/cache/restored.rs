@@ -1,7 +1,5 @@
 //! A store that is put back to a backup while the proxy runs: nothing of what it was before is told any more.
 
-use std::{fs, path::Path};
-
 use etcd_proxy_e2e::{Etcd, Proxy, Version};
 use etcd_proxy_proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_client::WatchClient, watch_request::RequestUnion,
@@ -18,10 +16,7 @@ async fn nothing_is_told_of_a_store_that_was_put_back_to_a_backup() {
     let (through, direct) = (Client::dial(proxy.address()).await, Client::dial(etcd.address()).await);
     let backed_up = direct.put("k", "in the backup").await.expect("it is put");
 
-    let (data, backup) = (etcd.folder().join("m0"), etcd.folder().join("backup"));
-    etcd.member(0).stop();
-    copy(&data, &backup);
-    etcd.member(0).restart();
+    etcd.member(0).back_up();
     let mut standing = watch(&through, 0).await;
     for _ in 0..10 {
         through.put("k", "after the backup").await.expect("it is put");
@@ -29,10 +24,7 @@ async fn nothing_is_told_of_a_store_that_was_put_back_to_a_backup() {
     warm(&proxy, &through, &one("k", false)).await;
     warm(&proxy, &through, &one("k", true)).await;
 
-    etcd.member(0).stop();
-    fs::remove_dir_all(&data).expect("the data are there");
-    fs::rename(&backup, &data).expect("the backup is there");
-    etcd.member(0).restart();
+    etcd.member(0).put_back();
     // Every client of etcd itself has lost its stream with the member.
     let lost = loop {
         if let Err(lost) = next(&mut standing).await {
@@ -73,16 +65,4 @@ async fn watch(client: &Client, start_revision: i64) -> Streaming<WatchResponse>
 async fn next(stream: &mut Streaming<WatchResponse>) -> Result<WatchResponse, Status> {
     let answer = tokio::time::timeout(PATIENCE, stream.message()).await.expect("an answer comes in time");
     answer.map(|answer| answer.expect("the stream ends with a status"))
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).expect("a folder can be made");
-    for entry in fs::read_dir(from).expect("the folder is there") {
-        let entry = entry.expect("the folder can be read");
-        let target = to.join(entry.file_name());
-        match entry.file_type().expect("it is of some type").is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).expect("it can be copied")),
-        }
-    }
 }

@@ -206,3 +206,28 @@ async fn room_is_bounded_and_goes_to_what_is_read() {
     client.get("large").await;
     assert_eq!(hits(&proxy), before);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_when_etcd_is_put_back_to_a_backup_that_knows_its_lease() {
+    let mut etcd = Etcd::start();
+    let proxy = leasing(&etcd.endpoints(), &[]).await;
+    let client = Client::of(&proxy).await;
+    client.put("k", "in the backup").await;
+    let lease = lease_of(&etcd);
+    etcd.member(0).back_up();
+    for _ in 0..10 {
+        client.put("k", "after the backup").await;
+    }
+    eventually("the key is owned", || async {
+        let before = hits(&proxy);
+        client.get("k").await;
+        hits(&proxy) > before
+    })
+    .await;
+    etcd.member(0).put_back();
+    proxy.expect_log("etcd was put back to an older state");
+    eventually("nothing is shown of before", || async { client.value("k").await.as_deref() == Some("in the backup") })
+        .await;
+    eventually("the old lease is given up", || async { !etcd.etcdctl().ok(&["lease", "list"]).contains(&lease) }).await;
+    proxy.expect_log("leasing session began");
+}

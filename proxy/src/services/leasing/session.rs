@@ -10,12 +10,16 @@ use std::{
 };
 
 use etcd_proxy_proto::etcdserverpb::{
-    AuthStatusRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, auth_client::AuthClient,
-    kv_client::KvClient, lease_client::LeaseClient,
+    AuthStatusRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, ResponseHeader,
+    auth_client::AuthClient, kv_client::KvClient, lease_client::LeaseClient,
 };
 use futures_util::stream;
 
-use super::{clock, follow, table::Table};
+use super::{
+    clock,
+    follow::{self, Missed},
+    table::Table,
+};
 use crate::{
     backoff::Backoff,
     drain,
@@ -81,7 +85,7 @@ struct Granted {
     id: i64,
     ttl: Duration,
     /// Leasing keys that hang on it are younger than this.
-    revision: i64,
+    header: ResponseHeader,
 }
 
 /// What etcd said to a renewal.
@@ -131,16 +135,19 @@ impl Keeper {
         let ttl = Duration::from_secs(u64::try_from(granted.ttl).unwrap_or(1).max(1));
         let header = granted.header.ok_or_else(|| status::unreadable_answer("no header"))?;
         self.table.open(granted.id, asked + trusted(ttl), &header);
-        Ok(Some(Granted { id: granted.id, ttl, revision: header.revision }))
+        Ok(Some(Granted { id: granted.id, ttl, header }))
     }
 
     /// Returns when the lease is gone, the watch on the prefix has missed something, or auth is on.
     async fn serve(&mut self, granted: Granted) {
-        let following = follow::run(&self.upstream, &self.prefix, &self.table, granted.revision + 1);
+        let following = follow::run(&self.upstream, &self.prefix, &self.table, granted.header);
         let releasing = release(&self.upstream, &self.prefix, &self.table);
         let renewing = renew_until_lost(&self.lease, &self.auth, &self.table, &granted, &mut self.backoff);
         tokio::select! {
-            follow::Missed = following => tracing::warn!("leasing session ends, since some of its watch was compacted"),
+            missed = following => match missed {
+                Missed::Compacted => tracing::warn!("leasing session ends, since some of its watch was compacted"),
+                Missed::WentBack => tracing::warn!("leasing session ends, since etcd was put back to an older state"),
+            },
             () = releasing => (),
             () = renewing => (),
         }

@@ -139,6 +139,11 @@ impl Table {
         self.lock().saw(header);
     }
 
+    /// The newest revision in a header of etcd's: what is owned was so at it or before it.
+    pub fn newest_revision(&self) -> i64 {
+        self.lock().header_at(0).revision
+    }
+
     // === writing ===
 
     /// From now on nothing is shown that the write may change.

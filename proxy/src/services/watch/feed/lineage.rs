@@ -16,7 +16,7 @@ use crate::rules::{
     keys::KeyRange,
     methods,
     status::{self, Status},
-    wire,
+    store, wire,
 };
 
 /// How long one question of a feed's own may take; etcd itself gives a linearizable read up after some seven seconds.
@@ -72,21 +72,9 @@ impl Lineage {
     pub async fn resolved(&mut self) -> bool {
         let Some(doubt) = &mut self.doubt else { return pending().await };
         let newest = doubt.answer.as_mut().await;
-        let has_gone_back = newest.is_before(&doubt.known);
+        let has_gone_back = store::is_before(&newest, &doubt.known);
         self.doubt = None;
         has_gone_back
-    }
-}
-
-trait IsBefore {
-    fn is_before(&self, known: &Self) -> bool;
-}
-
-impl IsBefore for ResponseHeader {
-    /// Whether what all members agree upon is of another store than what was known before they were asked. Neither the
-    /// revision nor the term of a leader with a majority goes back.
-    fn is_before(&self, known: &Self) -> bool {
-        self.cluster_id != known.cluster_id || self.revision < known.revision || self.raft_term < known.raft_term
     }
 }
 
@@ -140,17 +128,6 @@ mod tests {
         let heard = [header(0, 9, 9), header(7, 9, 9), header(7, 8, 8), header(0, 9, 9), header(7, 10, 9)];
         assert!(heard.iter().all(|header| !lineage.is_of_another(header)));
         assert!(lineage.is_of_another(&header(8, 20, 10)));
-    }
-
-    #[test]
-    fn a_store_that_went_back_is_told_by_its_revision_or_its_term() {
-        let known = header(7, 40, 3);
-        for newest in [header(7, 40, 3), header(7, 41, 3), header(7, 40, 4)] {
-            assert!(!newest.is_before(&known), "{newest:?}");
-        }
-        for newest in [header(7, 39, 3), header(7, 39, 4), header(7, 50, 2), header(8, 50, 4)] {
-            assert!(newest.is_before(&known), "{newest:?}");
-        }
     }
 
     #[tokio::test(start_paused = true)]
