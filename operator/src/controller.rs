@@ -20,6 +20,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{EventType, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -329,13 +330,27 @@ async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, E
         }
     };
     let ready = report::applied(proxy, context, &plan, applied).await?;
-    // Pods tell nobody that they have found another reason for not being ready.
-    Ok(Action::requeue(if ready { RESYNC } else { RESYNC_REFUSED }))
+    let conditions = proxy.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let unready = conditions::false_for(conditions, conditions::READY, Timestamp::now()).filter(|_| !ready);
+    Ok(Action::requeue(if ready { RESYNC } else { look_again_after(unready.unwrap_or_default()) }))
+}
+
+/// Pods tell nobody that they have found another reason for not being ready, so they are looked at now and then: seldom
+/// where that has lasted, or an etcd that is away would keep the API server busy with all its proxies.
+fn look_again_after(unready: Duration) -> Duration {
+    (unready / 2).clamp(RESYNC_REFUSED, RESYNC)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_not_been_ready_for_long_is_looked_at_seldom() {
+        assert_eq!(look_again_after(Duration::ZERO), RESYNC_REFUSED);
+        assert_eq!(look_again_after(Duration::from_secs(120)), Duration::from_secs(60));
+        assert_eq!(look_again_after(Duration::from_secs(86400)), RESYNC);
+    }
 
     #[test]
     fn waits_double_to_a_bound_and_differ_by_object() {

@@ -84,6 +84,9 @@ pub fn inject(documents: &mut [Value], settings: &Settings) -> Result<usize, Str
                 "{what} asks for EtcdProxy {wanted} by the label {LABEL}; give it too, with -f, in the same namespace"
             ));
         };
+        if let Some(why) = unsuitable(&pod["spec"]) {
+            return Err(format!("{what} asks for EtcdProxy {wanted} by the label {LABEL}, but {why}"));
+        }
         put(pod, sidecar);
         injected += 1;
     }
@@ -107,6 +110,22 @@ fn sidecar(proxy: &EtcdProxy, settings: &Settings) -> Result<SidecarStatus, Stri
     let plan =
         plan::check(proxy, &fetched, settings).map_err(|refusal| format!("EtcdProxy {name}: {}", refusal.message))?;
     render::sidecar(&plan).ok_or_else(|| format!("EtcdProxy {name} has spec.mode {:?}; want Sidecar", plan.mode))
+}
+
+/// Why a pod of this spec can have no sidecar; nothing if it can. The admission policies in deploy/ say the same.
+pub fn unsuitable(spec: &Value) -> Option<&'static str> {
+    if spec["hostNetwork"] == true {
+        // Its loopback is the node's, where others would find a proxy that takes them for the application.
+        return Some(
+            "a proxy beside a pod with hostNetwork would serve the whole node; connect to the Service of an EtcdProxy with \
+             mode Deployment or DaemonSet",
+        );
+    }
+    let windows = spec["os"]["name"] == "windows" || spec["nodeSelector"]["kubernetes.io/os"] == "windows";
+    windows.then_some(
+        "the proxy runs on Linux only, and the pod asks for Windows; connect to the Service of an EtcdProxy with mode \
+         Deployment or DaemonSet",
+    )
 }
 
 /// The pod in a document, or the template of the pods that it makes.

@@ -91,6 +91,9 @@ async fn review(State(client): State<Client>, body: Bytes) -> Response {
         Ok(question) => question,
         Err(error) => return (StatusCode::BAD_REQUEST, error).into_response(),
     };
+    if let Some(why) = question.unsuitable() {
+        return axum::Json(question.cannot(why)).into_response();
+    }
     let Some(wanted) = question.wanted() else { return axum::Json(question.allow()).into_response() };
     let proxies = Api::<EtcdProxy>::namespaced(client, &question.namespace);
     let found = tokio::time::timeout(LOOK_UP, proxies.get_opt(wanted)).await;

@@ -1,6 +1,7 @@
 //! What a kubelet would start of a pod, started here as the programs that its containers name: Secrets and ConfigMaps as
 //! files, and variables with their values.
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -62,11 +63,20 @@ fn unpack(cluster: &ControlPlane, namespace: &str, volume: &Value, at: &Path) {
         let items = source["items"].as_array();
         items.is_none_or(|items| items.iter().any(|item| item["key"] == key))
     };
+    // As kubelet does it: all files change at once, when one link leads to another folder.
+    let version = found["metadata"]["resourceVersion"].as_str().expect("an object has a version");
+    let (folder, data_link, next) = (at.join(format!("..{version}")), at.join("..data"), at.join("..data_tmp"));
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
     for (name, data) in found["data"].as_object().expect("it has data").iter().filter(|(name, _)| wanted(name)) {
         let data = data.as_str().expect("data is text");
         let bytes = if is_secret { base64(data) } else { data.as_bytes().to_vec() };
-        std::fs::write(at.join(name), bytes).expect("the file can be written");
+        std::fs::write(folder.join(name), bytes).expect("the file can be written");
+        if !at.join(name).is_symlink() {
+            symlink(format!("..data/{name}"), at.join(name)).expect("a link can be made");
+        }
     }
+    symlink(format!("..{version}"), &next).expect("a link can be made");
+    std::fs::rename(next, data_link).expect("a link takes the place of another");
 }
 
 /// The elements of a list of texts.

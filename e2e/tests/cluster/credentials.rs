@@ -50,14 +50,14 @@ fn give_secrets(cluster: &ControlPlane, namespace: &str, authority: &Authority, 
 }
 
 /// A proxy whose container was rendered for a pod, on ports of its own.
-struct Rendered {
+pub struct Rendered {
     _process: Process,
-    address: String,
+    pub address: String,
     metrics: String,
 }
 
 impl Rendered {
-    fn start(cluster: &ControlPlane, namespace: &str, pod: &Value, folder: &Path) -> Rendered {
+    pub fn start(cluster: &ControlPlane, namespace: &str, pod: &Value, folder: &Path) -> Rendered {
         let (address, metrics) = (ports::free_address(), ports::free_address());
         let mut command = Command::new(programs::etcd_proxy());
         for argument in arguments(cluster, namespace, pod, &pod["containers"][0], folder) {
@@ -69,7 +69,7 @@ impl Rendered {
     }
 
     /// Asks a page of the metrics' address, as kubelet's probes do, until it says these words with this status.
-    fn until_says(&self, path: &str, status: u16, words: &str) {
+    pub fn until_says(&self, path: &str, status: u16, words: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let answer = http::get(&self.metrics, path);
@@ -82,7 +82,7 @@ impl Rendered {
     }
 }
 
-fn pod_of(cluster: &ControlPlane, namespace: &str, name: &str) -> Value {
+pub fn pod_of(cluster: &ControlPlane, namespace: &str, name: &str) -> Value {
     let told = |proxy: &Value| proxy["status"]["workload"]["name"].is_string();
     let proxy = cluster.until(namespace, &format!("etcdproxy/{name}"), "its workload is told", told);
     let workload = &proxy["status"]["workload"];

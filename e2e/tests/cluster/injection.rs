@@ -164,6 +164,36 @@ fn pods_get_their_proxy(cluster: &ControlPlane, namespace: &str) {
     let twice = admitted(cluster, namespace, &once).expect("what `inject` has done already is fine");
     assert_eq!(names(&twice, "initContainers"), ["etcd-proxy"]);
 
+    // Odd ones. A container that was called so before is somebody's, and two of one name are the server's to refuse.
+    let named = json!({"name": "etcd-proxy", "image": "other", "securityContext": app()["securityContext"]});
+    let refusal = admitted(cluster, namespace, &pod("first", json!({"containers": [named]})));
+    assert!(refusal.as_ref().is_err_and(|words| words.contains("Duplicate value: \\\"etcd-proxy\\\"")), "{refusal:?}");
+    for (spec, words) in [
+        (json!({"containers": [app()], "nodeSelector": {"kubernetes.io/os": "windows"}}), "runs on Linux only"),
+        (json!({"containers": [app()], "hostNetwork": true}), "with hostNetwork would serve the whole node"),
+    ] {
+        let mut odd = pod("first", spec);
+        // Restricted namespaces refuse it anyway, in words of their own.
+        let open = if odd["spec"]["hostNetwork"] == true { "own" } else { namespace };
+        if open == "own" {
+            odd["metadata"]["labels"]["etcdproxy.dev/inject"] = json!("beside");
+        }
+        let refusal = admitted(cluster, open, &odd);
+        assert!(refusal.as_ref().is_err_and(|said| said.contains(words)), "{refusal:?}");
+    }
+    // Debugging by an ephemeral container is another request, and none of ours.
+    let mut debugged = plain.clone();
+    debugged["metadata"]["name"] = json!("debugged");
+    let at = format!("/api/v1/namespaces/{namespace}/pods");
+    cluster.request("POST", &at, "application/json", &debugged.to_string()).expect("it is admitted");
+    let debug = json!({"spec": {"ephemeralContainers": [{"name": "look", "image": "app",
+        "securityContext": app()["securityContext"]}]}});
+    let kind = "application/strategic-merge-patch+json";
+    let path = format!("{at}/debugged/ephemeralcontainers");
+    let debugged = cluster.request("PATCH", &path, kind, &debug.to_string()).expect("it can be debugged");
+    assert_eq!(names(&debugged, "initContainers"), ["etcd-proxy"]);
+    cluster.kubectl(&["delete", "-n", namespace, "pod/debugged", "--wait=false"]);
+
     let refusal =
         admitted(cluster, namespace, &pod("nope", json!({"containers": [app()]}))).expect_err("there is none");
     let words = format!("asks for EtcdProxy nope, but namespace {namespace} has none of that name");

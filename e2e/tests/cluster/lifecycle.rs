@@ -126,6 +126,36 @@ pub fn a_missing_secret_is_named_and_its_arrival_helps(cluster: &ControlPlane) {
     cluster.wait_ready("own", "late");
 }
 
+/// The autoscaler of kube-controller-manager looks every 15 seconds; what came of it is looked at later. Without metrics it
+/// still keeps to its bounds, by the same subresource by which it would scale with the load.
+pub fn an_autoscaler_is_set_on_an_object(cluster: &ControlPlane) {
+    cluster.apply_text(
+        "{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {name: auto, namespace: own}, \
+         spec: {mode: Deployment, upstream: {endpoints: ['http://etcd.example:2379']}}}",
+    );
+    let scale = "/apis/etcdproxy.dev/v1alpha1/namespaces/own/etcdproxies/auto/scale";
+    let nothing = cluster.try_kubectl(&["get", &format!("--raw={scale}")]).expect_err("there are no replicas to tell");
+    assert!(nothing.contains("spec.replicas"), "{nothing}");
+    cluster.kubectl(&["scale", "-n", "own", "etcdproxy/auto", "--replicas=1"]);
+    cluster.kubectl(&["get", &format!("--raw={scale}")]);
+    cluster.apply_text(
+        "{apiVersion: autoscaling/v2, kind: HorizontalPodAutoscaler, metadata: {name: auto, namespace: own}, spec: {\
+         scaleTargetRef: {apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, name: auto}, minReplicas: 3, \
+         maxReplicas: 4, metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, \
+         averageUtilization: 70}}}]}}",
+    );
+}
+
+pub fn an_autoscaler_has_kept_an_object_within_its_bounds(cluster: &ControlPlane) {
+    cluster.until("own", "etcdproxy/auto", "the autoscaler has raised it to its least", |proxy| {
+        proxy["spec"]["replicas"] == 3 && proxy["status"]["availableReplicas"] == 3
+    });
+    let autoscaler = cluster.get("own", "hpa/auto");
+    let able = condition(&autoscaler, "AbleToScale");
+    assert_eq!(able["status"], "True", "{autoscaler:#}");
+    cluster.kubectl(&["delete", "-n", "own", "hpa/auto", "etcdproxy/auto", "--timeout=60s"]);
+}
+
 pub fn what_belongs_to_someone_else_is_never_touched(cluster: &ControlPlane) {
     cluster.apply_text(
         "{apiVersion: v1, kind: Service, metadata: {name: taken, namespace: own}, spec: {ports: [{port: 80}]}}",

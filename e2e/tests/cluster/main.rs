@@ -4,6 +4,7 @@
 //! than to use.
 
 mod attacks;
+mod brought;
 mod containers;
 mod control_plane;
 mod credentials;
@@ -36,6 +37,7 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     kubelets::add_nodes(&cluster, 0..NODES);
     let kubelets = Kubelets::start(&cluster);
     lifecycle::a_deployment_becomes_ready_scales_and_is_put_right(&cluster);
+    lifecycle::an_autoscaler_is_set_on_an_object(&cluster);
     lifecycle::a_paused_object_is_left_as_it_is(&cluster);
     lifecycle::a_daemonset_takes_the_place_of_a_deployment(&cluster);
     lifecycle::a_missing_secret_is_named_and_its_arrival_helps(&cluster);
@@ -44,9 +46,11 @@ fn the_operator_serves_all_modes_on_a_real_control_plane() {
     injection::a_webhook_does_what_policies_do(&cluster);
     injection::pods_that_ask_get_their_proxy_or_are_refused(&cluster);
     lifecycle::the_plugin_shows_what_is_there_and_what_is_wrong(&cluster);
+    lifecycle::an_autoscaler_has_kept_an_object_within_its_bounds(&cluster);
     injection::a_backend_can_ask_for_the_verb_use(&cluster);
     tenants::a_tenant_gets_proxies_but_never_the_credential(&cluster);
     credentials::rendered_proxies_prove_themselves_to_etcd_and_check_its_name(&cluster);
+    brought::certificates_of_all_kinds_are_served_and_renewed_in_the_running_proxy(&cluster);
     tenants::keys_that_are_anothers_are_not_served(&cluster);
     tenants::keys_are_purged_if_the_backend_says_so(&cluster);
     tenants::of_overlapping_grants_one_wins(&cluster);

@@ -9,10 +9,11 @@ use serde_json::json;
 use crate::cluster::Cluster;
 
 const SYSTEM: &str = "etcd-proxy-system";
+const CONFIGURATION: &str = "mutatingwebhookconfiguration/etcdproxy-inject.etcd-proxy.etcd-proxy-system";
 const JOB: &str = r#"
 apiVersion: batch/v1
 kind: Job
-metadata: {name: admitted, namespace: jobs}
+metadata: {name: NAME, namespace: jobs}
 spec:
   backoffLimit: 0
   template:
@@ -25,7 +26,7 @@ spec:
       - name: app
         image: localhost/etcd:3.7.3
         imagePullPolicy: Never
-        command: [etcdctl, --endpoints=http://127.0.0.1:2379, --dial-timeout=1s, --command-timeout=2s, put, by, admission]
+        command: [etcdctl, --endpoints=http://127.0.0.1:2379, --dial-timeout=1s, --command-timeout=2s, put, by, NAME]
         securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 "#;
 
@@ -40,6 +41,15 @@ fn helm(cluster: &Cluster, arguments: &[&str]) -> String {
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "helm {arguments:?}: {said}");
     said
+}
+
+/// Its application asks at once, at its own loopback.
+fn a_job_is_given_its_proxy(cluster: &Cluster, name: &str) {
+    cluster.apply(&JOB.replace("NAME", name));
+    cluster.kubectl(&["wait", "-n", "jobs", "--for=condition=Complete", &format!("job/{name}"), "--timeout=120s"]);
+    let stored = cluster.on_etcd("etcdctl get jobs/by --print-value-only");
+    let stored = cluster.kubectl(&stored.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(stored.trim(), name);
 }
 
 /// Needs the namespace and the EtcdProxy of the test of Jobs.
@@ -73,11 +83,15 @@ pub fn the_charts_own_test_passes_and_the_api_server_puts_sidecars_into_pods(clu
         assert!(said.contains(step), "{step:?} is missing: {said}");
     }
 
-    cluster.apply(JOB);
-    cluster.kubectl(&["wait", "-n", "jobs", "--for=condition=Complete", "job/admitted", "--timeout=120s"]);
-    let stored = cluster.on_etcd("etcdctl get jobs/by --print-value-only");
-    let stored = cluster.kubectl(&stored.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(stored.trim(), "admission");
+    a_job_is_given_its_proxy(cluster, "by-policy");
+    // The same by the operator, which the API server reaches by the Service.
+    let webhook = ["--set", "injection.mode=webhook", "--wait", "--timeout=120s"];
+    helm(cluster, &[&["upgrade", "etcd-proxy", &chart, "-f", &file][..], &webhook].concat());
+    let bundle = "jsonpath={.webhooks[0].clientConfig.caBundle}";
+    Cluster::until("the API server knows the webhook's CA", || {
+        (!cluster.kubectl(&["get", CONFIGURATION, "-o", bundle]).is_empty()).then_some(())
+    });
+    a_job_is_given_its_proxy(cluster, "by-webhook");
 
     cluster.kubectl(&["delete", "etcdbackend/charted", "--timeout=60s"]);
     helm(cluster, &["uninstall", "etcd-proxy", "--wait", "--timeout=60s"]);

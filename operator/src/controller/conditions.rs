@@ -1,7 +1,10 @@
 //! The conditions of an object: which there are, when they turn, and what an event says of it. Pure but for the clock
 //! that is handed in.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use crate::api::Condition;
@@ -107,18 +110,11 @@ pub fn turned<'a>(before: &[Condition], after: &'a [Condition]) -> Vec<&'a Condi
 /// Reasons for which pods are not ready and somebody must do something.
 const TELLING: [&str; 3] = ["ForeignClaim", "UpstreamUnavailable", "QuotaExceeded"];
 
-/// Whether a condition has been false for longer than this.
-pub fn lasts(
-    conditions: &[Condition],
-    kind: &str,
-    longer: std::time::Duration,
-    now: k8s_openapi::jiff::Timestamp,
-) -> bool {
-    let found = conditions.iter().find(|one| one.kind == kind && one.status == "False");
-    found.is_some_and(|one| {
-        let seconds = now.as_second() - one.last_transition_time.0.as_second();
-        u64::try_from(seconds).is_ok_and(|seconds| seconds >= longer.as_secs())
-    })
+/// For how long a condition has been false; nothing if it is not. A clock that was put back makes it none.
+pub fn false_for(conditions: &[Condition], kind: &str, now: Timestamp) -> Option<Duration> {
+    let found = conditions.iter().find(|one| one.kind == kind && one.status == "False")?;
+    let seconds = now.as_second().saturating_sub(found.last_transition_time.0.as_second());
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 /// What a workload's status comes to.
@@ -235,14 +231,17 @@ mod tests {
 
     #[test]
     fn a_condition_keeps_its_time_until_its_status_turns_and_tells_once() {
-        let early = Time(k8s_openapi::jiff::Timestamp::from_second(1).unwrap());
-        let late = Time(k8s_openapi::jiff::Timestamp::from_second(2).unwrap());
+        let early = Time(Timestamp::from_second(1).unwrap());
+        let late = Time(Timestamp::from_second(2).unwrap());
         let bad = vec![said(ACCEPTED, Status::False, "BackendNotFound", "")];
         let first = stamp(bad.clone(), &[], Some(1), &early);
         assert_eq!(turned(&[], &first).len(), 1);
         let second = stamp(bad, &first, Some(2), &late);
         assert_eq!(second[0].last_transition_time, early);
         assert!(turned(&first, &second).is_empty());
+        let after = |seconds: i64| false_for(&second, ACCEPTED, Timestamp::from_second(seconds).unwrap());
+        assert_eq!((after(61), after(0)), (Some(Duration::from_secs(60)), Some(Duration::ZERO)));
+        assert_eq!(false_for(&second, READY, late.0), None);
         let good = stamp(vec![said(ACCEPTED, Status::True, "Accepted", "")], &second, Some(2), &late);
         assert_eq!(good[0].last_transition_time, late);
     }

@@ -87,7 +87,7 @@ pub async fn applied(proxy: &EtcdProxy, context: &Context, plan: &Plan, applied:
     };
     let before = proxy.status.clone().unwrap_or_default();
     if ready.status == Status::False
-        && conditions::lasts(&before.conditions, READY, TROUBLE_AFTER, Timestamp::now())
+        && conditions::false_for(&before.conditions, READY, Timestamp::now()).is_some_and(|long| long >= TROUBLE_AFTER)
         && let Some(Trouble { reason, message }) = pods::trouble(plan, context).await
     {
         ready = Said { reason, message: format!("{}; {message}", ready.message), ..ready };

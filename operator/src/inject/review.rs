@@ -7,7 +7,7 @@ mod tests;
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
-use super::{LABEL, put};
+use super::{LABEL, put, unsuitable};
 use crate::api::SidecarStatus;
 use crate::render::container;
 
@@ -44,6 +44,11 @@ impl Question {
         self.pod["metadata"]["labels"][LABEL].as_str().filter(|_| !has_it)
     }
 
+    /// Why the pod can have no sidecar, though it asks for one.
+    pub fn unsuitable(&self) -> Option<&'static str> {
+        self.pod["metadata"]["labels"][LABEL].as_str().and_then(|_| unsuitable(&self.pod["spec"]))
+    }
+
     /// Lets the pod through as it is.
     pub fn allow(&self) -> Value {
         self.answer(json!({"allowed": true}))
@@ -60,6 +65,12 @@ impl Question {
             .collect();
         let patch = ByteString(json!(operations).to_string().into_bytes());
         self.answer(json!({"allowed": true, "patchType": "JSONPatch", "patch": patch}))
+    }
+
+    /// There can be no sidecar in such a pod.
+    pub fn cannot(&self, why: &str) -> Value {
+        let name = self.pod["metadata"]["labels"][LABEL].as_str().unwrap_or_default();
+        self.deny(403, &format!("the label {LABEL} asks for EtcdProxy {name}, but {why}"))
     }
 
     /// There is no such EtcdProxy, or none that offers a sidecar.

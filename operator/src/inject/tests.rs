@@ -39,6 +39,15 @@ fn every_kind_that_makes_pods_is_injected() {
 }
 
 #[test]
+fn a_pod_that_can_have_no_sidecar_is_told_so() {
+    let pod = template_of("{hostNetwork: true, containers: [{name: app}]}");
+    let refused = injected(&format!("{{kind: Deployment, metadata: {{name: web}}, spec: {{template: {pod}}}}}"));
+    let words = "Deployment web asks for EtcdProxy local by the label etcdproxy.dev/inject, but a proxy beside a pod with \
+                 hostNetwork would serve the whole node";
+    assert!(refused.as_ref().is_err_and(|error| error.contains(words)), "{refused:?}");
+}
+
+#[test]
 fn what_does_not_ask_is_left_as_it_is() {
     let text = "{kind: Deployment, spec: {template: {metadata: {labels: {a: b}}, spec: {containers: []}}}}";
     assert_eq!(injected(text).expect("it is read")[1..], read(text).expect("it is read"));

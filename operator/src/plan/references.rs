@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, Pem, X509Certificate};
 
 use super::{Ca, Expiring, Fetched, Object, Refusal, Stage, UpstreamTls};
@@ -168,12 +171,29 @@ pub fn check_client(fetched: &Fetched, field: &str, tls: &ClientTls, namespace: 
     if let Some(secret) = &tls.secret_ref {
         let data = check_pair(fetched, &format!("{field}.secretRef"), namespace, &secret.name, true)?;
         // A Secret that cannot be read is taken to be as cert-manager writes it.
-        if ca.is_none() && data.is_none_or(|data| data.contains_key("ca.crt")) {
+        if ca.is_none() {
+            data.map_or(Ok(()), |data| check_authority(field, &secret.name, data))?;
             ca = Some(Ca::WithPair("ca.crt"));
         }
         pair = Some(secret.name.clone());
     }
     Ok(UpstreamTls { pair, ca, server_name: tls.server_name.clone() })
+}
+
+/// What verifies etcd's servers and stands beside the pair. Issuers that are known everywhere, such as those of ACME, leave
+/// it out or empty, and the image has no authorities of its own.
+fn check_authority(field: &str, name: &str, data: &Data) -> Result<(), Refusal> {
+    let bundle = data.get("ca.crt").map(|bundle| bundle.trim_ascii()).unwrap_or_default();
+    if bundle.is_empty() {
+        let message = format!(
+            "{field}.secretRef: Secret {name} has no ca.crt, or an empty one, so nothing verifies etcd's servers: set \
+             {field}.caRef to what does"
+        );
+        return Err(refuse("KeyMissing", message));
+    }
+    certificate_facts(bundle)
+        .map(|_| ())
+        .map_err(|error| refuse("CertificateInvalid", format!("{field}.secretRef: Secret {name}: ca.crt {error}")))
 }
 
 type Data = BTreeMap<String, Vec<u8>>;
@@ -226,14 +246,24 @@ fn check_pair<'a>(
         );
         return refuse_certificate("CertificateInvalid", cause);
     }
-    let key = std::str::from_utf8(&data["tls.key"]).ok().and_then(|pem| rcgen::KeyPair::from_pem(pem).ok());
-    // A key of a kind that rcgen does not know (an old RSA form) is left for the proxy to judge.
-    if let Some(key) = key
-        && rcgen::PublicKeyData::subject_public_key_info(&key) != facts.public_key
-    {
-        return refuse_certificate("KeyMismatch", "and tls.key do not belong together".to_owned());
+    match public_key(&data["tls.key"]) {
+        Ok(public) if public.as_ref().is_some_and(|public| *public != facts.public_key) => {
+            let cause =
+                "and tls.key do not belong together; the certificate of the key comes first, its issuers after it";
+            refuse_certificate("KeyMismatch", cause.to_owned())
+        }
+        Ok(_) => Ok(Some(data)),
+        Err(error) => Err(refuse("CertificateInvalid", format!("{field}: Secret {name}: tls.key {error}"))),
     }
-    Ok(Some(data))
+}
+
+/// The public half of a private key, with its algorithm, in DER; nothing if it does not tell. Read as the proxy reads it.
+fn public_key(pem: &[u8]) -> Result<Option<Vec<u8>>, String> {
+    let key = PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
+        "holds no private key that can be read; want PEM, as PKCS#8, PKCS#1 or SEC1, and not encrypted".to_owned()
+    })?;
+    let key = any_supported_type(&key).map_err(|error| format!("cannot be used for TLS: {error}"))?;
+    Ok(key.public_key().map(|public| public.as_ref().to_vec()))
 }
 
 fn check_bundle(fetched: &Fetched, field: &str, namespace: &str, ca: &KeyRef) -> Result<Option<String>, Refusal> {

@@ -123,7 +123,16 @@ fn a_secret_that_cannot_serve_is_refused_by_what_is_wrong_with_it() {
         Found::Data(BTreeMap::from([
             ("tls.crt".to_owned(), certificate.as_bytes().to_vec()),
             ("tls.key".to_owned(), key.as_bytes().to_vec()),
+            ("ca.crt".to_owned(), certificate.as_bytes().to_vec()),
         ]))
+    };
+    let with_ca = |found: Found, ca: Option<&str>| {
+        let Found::Data(mut data) = found else { panic!("there is data") };
+        match ca {
+            Some(ca) => data.insert("ca.crt".to_owned(), ca.as_bytes().to_vec()),
+            None => data.remove("ca.crt"),
+        };
+        Found::Data(data)
     };
     let issue = |name: Option<&str>| {
         let key = rcgen::KeyPair::generate().expect("a key can be made");
@@ -144,6 +153,16 @@ fn a_secret_that_cannot_serve_is_refused_by_what_is_wrong_with_it() {
         (data(&nameless, &its_key), after_all, "CertificateExpired", "has expired"),
         (data(&nameless, &named_key), 0, "KeyMismatch", "do not belong together"),
         (data(&named, &named_key), 0, "CertificateInvalid", "common name \"root\""),
+        (data(&nameless, "nonsense"), 0, "CertificateInvalid", "tls.key holds no private key that can be read"),
+        (data(&nameless, &nameless), 0, "CertificateInvalid", "tls.key holds no private key that can be read"),
+        (with_ca(data(&nameless, &its_key), None), 0, "KeyMissing", "set spec.upstream.tls.caRef"),
+        (with_ca(data(&nameless, &its_key), Some(" \n")), 0, "KeyMissing", "no ca.crt, or an empty one"),
+        (
+            with_ca(data(&nameless, &its_key), Some("nonsense")),
+            0,
+            "CertificateInvalid",
+            "ca.crt holds no PEM certificate",
+        ),
     ] {
         refused(spec, &with(found, now), &settings(), reason, words);
     }

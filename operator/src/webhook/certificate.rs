@@ -192,6 +192,13 @@ mod tests {
         let data = certs::keep_server(&object, &names, &Data::new(), now).expect("it can be issued");
         server_config(&data).expect("it can be served");
         assert_eq!(certs::keep_server(&object, &names, &data, now).expect("it is kept"), data);
+        for days in [61, 91, 1000] {
+            let later =
+                certs::keep_server(&object, &names, &data, now + time::Duration::days(days)).expect("it is renewed");
+            assert_ne!(later["tls.crt"], data["tls.crt"], "one that ends soon, or has ended, is not served on");
+            assert_eq!(later["ca.crt"], data["ca.crt"], "and API servers need not be told anything");
+            server_config(&later).expect("it can be served");
+        }
         let others = ["b.ns.svc".to_owned()];
         let other = certs::keep_server(&object, &others, &data, now).expect("it can be issued");
         assert_ne!(other["tls.crt"], data["tls.crt"], "other names want another certificate");

@@ -77,6 +77,30 @@ fn a_refusal_says_what_was_looked_for_and_where() {
 }
 
 #[test]
+fn a_pod_that_would_share_its_proxy_with_the_node_or_cannot_run_it_is_refused() {
+    let pod = |spec: Value| question(json!({"metadata": {"labels": {LABEL: "x"}}, "spec": spec}));
+    for (spec, words) in [
+        (json!({"hostNetwork": true}), "would serve the whole node"),
+        (json!({"os": {"name": "windows"}}), "runs on Linux only"),
+        (json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), "runs on Linux only"),
+    ] {
+        let asked = pod(spec.clone());
+        let refused = asked.cannot(asked.unsuitable().expect("it can have no sidecar"));
+        assert_eq!(refused["response"]["allowed"], json!(false));
+        let message = refused["response"]["status"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("asks for EtcdProxy x, but ") && message.contains(words), "{message}");
+        assert_eq!(question(json!({"metadata": {}, "spec": spec})).unsuitable(), None, "it does not ask");
+    }
+    for spec in [
+        json!({"hostNetwork": false, "os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"}}),
+        json!({"nodeSelector": "nonsense", "os": 3}),
+        json!({}),
+    ] {
+        assert_eq!(pod(spec.clone()).unsuitable(), None, "{spec}");
+    }
+}
+
+#[test]
 fn what_is_no_review_is_an_error() {
     for text in ["", "[]", "{}", r#"{"request": 3}"#, r#"{"request": {"uid": "u"}}"#, r#"{"request": {"object": {}}}"#]
     {
