@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use etcd_proxy_e2e::process::PATIENCE;
-use etcd_proxy_e2e::{Etcd, Proxy, grpc};
+use etcd_proxy_e2e::{Etcd, Proxy, grpc, wait};
 use etcd_proxy_proto::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest,
     WatchResponse, kv_client::KvClient, request_op::Request, watch_client::WatchClient, watch_request::RequestUnion,
@@ -262,4 +262,22 @@ async fn who_has_stored_as_much_as_he_may_can_still_read_and_delete() {
     eventually("there is room for a key and for none of its bytes", &|| keys() == Some(3.0)).await;
     let status = kv.put(put("0", b"w".to_vec())).await.expect_err("bytes are used up");
     assert!(status.message().contains("stored as much as it may"), "{status:?}");
+}
+
+#[tokio::test]
+async fn what_is_stored_is_counted_anew_when_etcd_is_put_back_to_a_backup() {
+    let mut etcd = Etcd::builder().start();
+    let mut direct = KvClient::new(grpc::channel(etcd.address()).await);
+    direct.put(put("/a/0", b"v".to_vec())).await.expect("etcd takes it");
+    etcd.member(0).back_up();
+    let proxy = proxy(&etcd, &["--namespace=/a/", "--api-profile=tenant", "--tenant-max-keys=4"]);
+    let mut kv = kv(&proxy).await;
+    for key in ["1", "2", "3"] {
+        kv.put(put(key, b"v".to_vec())).await.expect("there is room");
+    }
+    let keys = || proxy.metric("etcd_proxy_tenant_used{limit=\"keys\",tenant=\"default\"}");
+    wait::eventually("four keys", || async { keys() == Some(4.0) }).await;
+    etcd.member(0).put_back();
+    wait::eventually("one key", || async { keys() == Some(1.0) }).await;
+    kv.put(put("4", b"v".to_vec())).await.expect("there is room again");
 }

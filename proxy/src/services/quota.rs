@@ -11,7 +11,7 @@ use std::{
 };
 
 use etcd_proxy_proto::{
-    etcdserverpb::{RangeRequest, WatchCreateRequest, kv_client::KvClient},
+    etcdserverpb::{RangeRequest, ResponseHeader, WatchCreateRequest, kv_client::KvClient},
     mvccpb::{Event, KeyValue, event::EventType},
 };
 
@@ -21,6 +21,7 @@ use crate::{
     rules::{
         keys::{KeyRange, NUL},
         status::{self, Status},
+        store,
         tenant::Tenant,
     },
     upstream::{
@@ -43,22 +44,22 @@ const PAGE_BYTES: i64 = 4 << 20;
 pub async fn run(upstream: Upstream, tenant: Arc<Tenant>) {
     let range = tenant.namespace.prefix_range(&KeyRange::all());
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-    let mut next_revision = None;
+    let mut known = None;
     loop {
         let outcome = async {
-            let from = match next_revision {
+            let from = match known {
                 Some(from) => from,
                 None => {
-                    let (counted, revision) = count(&upstream, &tenant, &range).await?;
-                    store(&tenant, counted);
-                    *next_revision.insert(revision + 1)
+                    let (counted, header) = count(&upstream, &tenant, &range).await?;
+                    note(&tenant, counted);
+                    *known.insert(header)
                 }
             };
-            let next_revision = next_revision.get_or_insert(from);
-            follow(&upstream, &tenant, &range, next_revision, &mut backoff).await
+            let known = known.get_or_insert(from);
+            follow(&upstream, &tenant, &range, known, &mut backoff).await
         };
         match outcome.await {
-            Ok(Lost) => next_revision = None,
+            Ok(Lost) => known = None,
             Err(status) => {
                 tracing::debug!(tenant = tenant.name, error = status.message(), "the watch of a quota was interrupted");
             }
@@ -67,7 +68,7 @@ pub async fn run(upstream: Upstream, tenant: Arc<Tenant>) {
     }
 }
 
-/// What was to be told next is gone, so that everything has to be read again.
+/// What was to be told next is gone, or the store may be another one, so that everything has to be read again.
 struct Lost;
 
 /// Keys and bytes, or how many more of them there are.
@@ -84,35 +85,36 @@ impl Stored {
     }
 }
 
-fn store(tenant: &Tenant, counted: Stored) {
+fn note(tenant: &Tenant, counted: Stored) {
     let stored = &tenant.usage.stored;
     stored.keys.store(counted.keys, Relaxed);
     stored.bytes.store(counted.bytes, Relaxed);
     stored.is_known.store(true, Relaxed);
 }
 
-/// Reads everything at one revision.
-async fn count(upstream: &Upstream, tenant: &Tenant, range: &KeyRange) -> Result<(Stored, i64), Status> {
+/// Reads everything at one revision, that of the header.
+async fn count(upstream: &Upstream, tenant: &Tenant, range: &KeyRange) -> Result<(Stored, ResponseHeader), Status> {
     let mut client = KvClient::new(upstream.clone()).max_decoding_message_size(upstream.limits().max_answer);
-    let (mut counted, mut revision) = (Stored::default(), 0);
+    let (mut counted, mut first) = (Stored::default(), None);
     let (mut key, mut page) = (range.key().clone(), FIRST_PAGE);
     loop {
         let request = RangeRequest {
             key: key.clone(),
             range_end: range.range_end(),
             limit: page,
-            revision,
+            revision: first.map_or(0, |header: ResponseHeader| header.revision),
             serializable: true,
             ..RangeRequest::default()
         };
         let asked = async { client.range(request).await };
         let answer = until(Some(Instant::now() + OWN_CALL_TIMEOUT), asked).await?.into_inner();
-        if revision == 0 {
-            revision = answer.header.ok_or_else(|| status::unreadable_answer("no header"))?.revision;
-        }
+        let header = match first {
+            Some(header) => header,
+            None => *first.insert(answer.header.ok_or_else(|| status::unreadable_answer("no header"))?),
+        };
         let before = counted.bytes;
         answer.kvs.iter().for_each(|pair| counted.add(size(tenant, pair)));
-        let (true, Some(last)) = (answer.more, answer.kvs.last()) else { return Ok((counted, revision)) };
+        let (true, Some(last)) = (answer.more, answer.kvs.last()) else { return Ok((counted, header)) };
         key = [&last.key[..], NUL].concat().into();
         page = if counted.bytes - before > PAGE_BYTES { FIRST_PAGE } else { (page * 2).min(LARGEST_PAGE) };
     }
@@ -128,21 +130,24 @@ async fn follow(
     upstream: &Upstream,
     tenant: &Tenant,
     range: &KeyRange,
-    next_revision: &mut i64,
+    known: &mut ResponseHeader,
     backoff: &mut Backoff,
 ) -> Result<Lost, Status> {
     // A response is applied whole or not at all, and one of several parts begins anew with the first, so it is asked for
     // in one piece.
-    let request = WatchCreateRequest { prev_kv: true, ..own_watch::request(range, *next_revision) };
+    let request = WatchCreateRequest { prev_kv: true, ..own_watch::request(range, known.revision + 1) };
     let mut watch = OwnWatch::open(upstream, request).await?;
     while let Some(response) = watch.next().await? {
+        if response.created && response.header.is_some_and(|header| store::is_before(&header, known)) {
+            return Ok(Lost);
+        }
         backoff.reset();
         for event in &response.events {
             let Some(change) = change(tenant, event) else { return Ok(Lost) };
             tenant.usage.stored.keys.fetch_add(change.keys, Relaxed);
             tenant.usage.stored.bytes.fetch_add(change.bytes, Relaxed);
             let revision = event.kv.as_ref().map_or(0, |pair| pair.mod_revision);
-            *next_revision = (revision + 1).max(*next_revision);
+            known.revision = known.revision.max(revision);
         }
     }
     Ok(Lost)
