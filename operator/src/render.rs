@@ -26,7 +26,7 @@ pub fn render(plan: &Plan, cluster: &Cluster) -> Vec<Value> {
         objects.push(services::service(plan, workload, cluster));
         objects.push(services::headless(plan, workload));
         if plan.home.backend.is_some() {
-            objects.push(services::alias(plan, cluster));
+            objects.push(services::alias(plan, workload, cluster));
         }
         if workload.replicas.is_some_and(|replicas| replicas > 1) {
             objects.push(policy::disruption_budget(plan));

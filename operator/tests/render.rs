@@ -286,6 +286,17 @@ fn a_backend_decides_what_a_tenant_must_not() {
     }
 }
 
+#[test]
+fn what_a_tenant_annotates_stays_in_its_namespace() {
+    let annotated = |spec: &str| -> Vec<String> {
+        let all = objects(&plan(spec)).into_iter().filter(|object| object["metadata"]["annotations"]["a"] == "b");
+        all.map(|object| format!("{}/{}", object["metadata"]["namespace"], object["kind"]).replace('"', "")).collect()
+    };
+    let service = "mode: Deployment, service: {annotations: {a: b}}";
+    assert_eq!(annotated(&format!("{{{service}, backendRef: {{name: shared}}}}")), ["team/Service"]);
+    assert_eq!(annotated(&format!("{{{service}, {OWN}}}")), ["team/Service"]);
+}
+
 /// Both are read by the proxy's program, so the words and flags must be those that it knows.
 #[test]
 fn keys_of_a_namespace_are_claimed_first_and_purged_by_a_job_if_asked() {

@@ -328,7 +328,7 @@ pub struct ServiceSettings {
     /// absent, PreferNode with mode DaemonSet and Cluster else.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
-    /// Annotations of the Service.
+    /// Annotations of the Service in this namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::annotations")]
     pub annotations: Option<BTreeMap<String, String>>,

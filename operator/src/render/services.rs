@@ -9,8 +9,9 @@ use crate::plan::{Plan, Workload};
 /// What clients connect to.
 pub fn service(plan: &Plan, workload: &Workload, cluster: &Cluster) -> Value {
     let mut metadata = metadata(plan, &plan.home.base);
-    if !workload.service_annotations.is_empty() {
-        metadata["annotations"] = json!(workload.service_annotations);
+    // Controllers act on annotations by the namespace that they stand in, and a backend's is not the tenant's.
+    if plan.home.backend.is_none() {
+        annotate(&mut metadata, workload);
     }
     let mut spec = json!({
         "type": "ClusterIP",
@@ -45,13 +46,21 @@ fn port(workload: &Workload) -> Value {
 }
 
 /// The name in the tenant's namespace of a Service in the backend's.
-pub fn alias(plan: &Plan, cluster: &Cluster) -> Value {
+pub fn alias(plan: &Plan, workload: &Workload, cluster: &Cluster) -> Value {
+    let mut metadata = own_metadata(plan, &plan.object.name);
+    annotate(&mut metadata, workload);
     json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": own_metadata(plan, &plan.object.name),
+        "metadata": metadata,
         "spec": {
             "type": "ExternalName",
             "externalName": format!("{}.{}.svc.{}", plan.home.base, plan.home.namespace, cluster.domain),
         },
     })
+}
+
+fn annotate(metadata: &mut Value, workload: &Workload) {
+    if !workload.service_annotations.is_empty() {
+        metadata["annotations"] = json!(workload.service_annotations);
+    }
 }
