@@ -208,7 +208,7 @@ fn the_init_daemon_is_told_of_readiness_and_of_the_end() {
 }
 
 #[test]
-fn it_serves_a_moment_after_it_is_started() {
+fn it_serves_as_soon_as_it_says_that_it_is_started() {
     let etcd = Etcd::start();
     let mut times = Vec::new();
     for _ in 0..5 {
@@ -217,10 +217,7 @@ fn it_serves_a_moment_after_it_is_started() {
         times.push(started.elapsed());
         assert_eq!(proxy.etcdctl().run(&["put", "k", "v"]).code, 0);
     }
-    times.sort();
     println!("from exec to started: {times:?}");
-    // The best of five, since a busy machine can only make it longer.
-    assert!(times[0] < Duration::from_millis(100), "{times:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
