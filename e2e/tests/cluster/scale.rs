@@ -14,7 +14,7 @@ const NODES: usize = 50;
 const PROXIES: usize = 200;
 /// Each of these is a pod on every node.
 const DAEMON_SETS: usize = 4;
-/// The others of the last half are in these namespaces, on one backend: each that comes changes its count of users.
+/// Those of the last quarter are in these namespaces, on one backend: each that comes changes its count of users.
 const TENANTS: usize = 10;
 
 pub fn two_hundred_objects_on_fifty_nodes(cluster: &ControlPlane, operator: &Process, nodes_already: usize) {
@@ -32,7 +32,7 @@ pub fn two_hundred_objects_on_fifty_nodes(cluster: &ControlPlane, operator: &Pro
     let (started, cpu) = (Instant::now(), operator.cpu_time());
     for number in 0..PROXIES {
         let own = json!({"upstream": {"endpoints": ["http://etcd.example:2379"]}, "keyPrefix": "app/"});
-        let tenant = number >= PROXIES / 2;
+        let tenant = number >= PROXIES - PROXIES / 4;
         let mut spec = if tenant { json!({"backendRef": {"name": "fleet"}}) } else { own };
         if number >= DAEMON_SETS {
             spec["mode"] = json!("Deployment");
