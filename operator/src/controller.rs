@@ -10,6 +10,7 @@ mod fetch;
 pub(crate) mod pods;
 mod report;
 mod rollouts;
+mod sweep;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,7 @@ use crate::plan::{self, HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, Home, Object, Set
 use crate::render::{Cluster, MANAGER};
 use apply::Applied;
 use rollouts::Rollouts;
+use sweep::Users;
 
 /// Objects worked on at a time; more would be a burst on the API server and make nothing ready sooner.
 const CONCURRENCY: u16 = 8;
@@ -92,6 +94,11 @@ impl Context {
     /// Whether this process has not applied the object yet: another version of the operator may have.
     fn is_first_look(&self, uid: &str) -> bool {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned())
+    }
+
+    /// An object is gone, or is to be looked at as if it had never been.
+    fn has_gone(&self, uid: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     fn succeeded(&self, key: &str) {
@@ -243,14 +250,21 @@ async fn backends(
     stop: Shared<impl Future<Output = ()> + Send + Sync + 'static>,
 ) {
     let client = context.client.clone();
-    Controller::new(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default())
+    let controller = Controller::new(Api::<EtcdBackend>::all(client.clone()), watcher::Config::default());
+    let (known, noted) = (Arc::<Users>::default(), controller.store());
+    let users = known.clone();
+    controller
         .with_config(config())
-        .watches(Api::<EtcdProxy>::all(client), watcher::Config::default(), |proxy| {
-            proxy.spec.backend_ref.map(|backend| ObjectRef::new(&backend.name))
+        .watches(Api::<EtcdProxy>::all(client), watcher::Config::default(), move |proxy| {
+            let backend = ObjectRef::new(&proxy.spec.backend_ref.as_ref()?.name);
+            if noted.get(&backend).is_some() {
+                users.note(&backend.name, &proxy);
+            }
+            Some(backend)
         })
         .graceful_shutdown_on(stop)
         .run(
-            move |backend, context| backend::reconcile(backend, context, store.clone()),
+            move |backend, context| backend::reconcile(backend, context, store.clone(), known.clone()),
             |backend: Arc<EtcdBackend>, error: &Error, context: Arc<Context>| {
                 tracing::warn!(backend = backend.name_any(), %error, "an EtcdBackend could not be looked after");
                 Action::requeue(context.failed(&backend.name_any()))
@@ -296,7 +310,7 @@ async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, E
             return Ok(Action::requeue(wait));
         }
         context.rollouts.ended(&Object::of(proxy));
-        context.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&Object::of(proxy).uid);
+        context.has_gone(&Object::of(proxy).uid);
         context.metrics.forget(&Object::of(proxy));
         return Ok(Action::await_change());
     }
@@ -308,9 +322,10 @@ async fn reconcile_now(proxy: &EtcdProxy, context: &Context) -> Result<Action, E
     let plan = match plan::check(proxy, &fetched, &context.settings) {
         Ok(plan) => plan,
         Err(refusal) => {
-            let deployed = proxy.status.as_ref().is_some_and(|status| status.workload.is_some());
-            let withdrawn = deployed && refusal.withdraws();
-            if let Some(backend) = fetched.backend.as_ref().filter(|_| withdrawn) {
+            // Whatever the status says: the proxies of a predecessor serve too.
+            let withdrawn = refusal.withdraws();
+            let served = |backend: &&EtcdBackend| context.settings.serves(&backend.spec.namespace);
+            if let Some(backend) = fetched.backend.as_ref().filter(|_| withdrawn).filter(served) {
                 let object = Object::of(proxy);
                 if apply::withdraw(&object, &Home::of(&object, Some(backend)), context).await? {
                     let note = format!("the proxies were deleted: {}", refusal.message);

@@ -49,6 +49,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether the operator has rights in the namespace where an EtcdBackend runs its proxies.
+    pub fn serves(&self, namespace: &str) -> bool {
+        self.backend_namespaces.as_ref().is_none_or(|served| served.iter().any(|one| one == namespace))
+    }
+
     /// Those of an operator that may do everything, with this image.
     pub fn with_image(image: impl Into<String>) -> Settings {
         Settings {

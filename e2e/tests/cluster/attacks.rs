@@ -16,36 +16,52 @@ fn base(cluster: &ControlPlane, name: &str) -> String {
 pub fn proxies_never_outlive_their_object(cluster: &ControlPlane) {
     cluster.kubectl(&["create", "namespace", TEAM]);
     cluster.kubectl(&["label", "namespace", TEAM, "etcd=allowed"]);
-    let apply = || {
+    let made = |spec: &str| {
         cluster.apply_text(&format!(
             "{{apiVersion: etcdproxy.dev/v1alpha1, kind: EtcdProxy, metadata: {{name: sly, namespace: {TEAM}}}, \
-             spec: {{mode: Deployment, backendRef: {{name: shared}}}}}}"
+             spec: {spec}}}"
         ));
         cluster.wait_ready(TEAM, "sly");
     };
+    let apply = || made("{mode: Deployment, backendRef: {name: shared}}");
+    let finalizers = |left: &str| {
+        let patch = format!(r#"{{"metadata":{{"finalizers":{left}}}}}"#);
+        let _ = cluster.try_kubectl(&["patch", "-n", TEAM, "etcdproxy/sly", "--type=merge", "-p", &patch]);
+    };
+    // The operator puts the finalizer back unless the object goes in the same moment.
+    let delete = || cluster.kubectl(&["delete", "-n", TEAM, "etcdproxy/sly", "--wait=false"]);
     let strip = || {
-        // The operator puts the finalizer back unless the object goes in the same moment.
-        cluster.kubectl(&["delete", "-n", TEAM, "etcdproxy/sly", "--wait=false"]);
-        let _ = cluster.try_kubectl(&[
-            "patch",
-            "-n",
-            TEAM,
-            "etcdproxy/sly",
-            "--type=merge",
-            "-p",
-            r#"{"metadata":{"finalizers":null}}"#,
-        ]);
+        delete();
+        finalizers("null");
         cluster.until_gone(TEAM, "etcdproxy/sly");
+    };
+    let until_swept = |base: &str| {
+        // In the order in which they go.
+        for child in [format!("deployment/{base}"), format!("secret/{base}-ca"), format!("service/{base}")] {
+            cluster.until_gone("backend", &child);
+        }
     };
     apply();
     let base = base(cluster, "sly");
     strip();
-    for child in ["deployment", "service", "serviceaccount"] {
-        cluster.until_gone("backend", &format!("{child}/{base}"));
-    }
+    until_swept(&base);
     // One that comes back under the same name has the same names for its children, and is not held up by what was left.
     apply();
     strip();
+    apply();
+    // One that comes back with an etcd of its own has others, and takes nothing over.
+    strip();
+    made("{mode: Deployment, upstream: {endpoints: ['http://etcd.example:2379']}}");
+    until_swept(&base);
+    cluster.kubectl(&["delete", "-n", TEAM, "etcdproxy/sly", "--timeout=90s"]);
+    // A finalizer of the tenant's own keeps the object, and not its proxies.
+    apply();
+    finalizers(r#"["etcdproxy.dev/cleanup","team.example/mine"]"#);
+    delete();
+    finalizers(r#"["team.example/mine"]"#);
+    until_swept(&base);
+    finalizers("null");
+    cluster.until_gone(TEAM, "etcdproxy/sly");
     apply();
 }
 

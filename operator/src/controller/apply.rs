@@ -180,6 +180,20 @@ pub async fn withdraw(object: &Object, home: &Home, context: &Context) -> Result
 
 /// Deletes those of the children that are there and ours.
 pub async fn prune(unwanted: Vec<Identity>, parent: &Object, context: &Context) -> Result<Vec<Identity>, Error> {
+    prune_those(unwanted, parent, context, children::is_ours).await
+}
+
+/// The same for an object that may be gone: what one of its name has now, made or taken over, stays.
+pub async fn prune_own(unwanted: Vec<Identity>, parent: &Object, context: &Context) -> Result<Vec<Identity>, Error> {
+    prune_those(unwanted, parent, context, |live, parent| children::whose(live, parent) == Whose::Own).await
+}
+
+async fn prune_those(
+    unwanted: Vec<Identity>,
+    parent: &Object,
+    context: &Context,
+    is_unwanted: fn(&Value, &Object) -> bool,
+) -> Result<Vec<Identity>, Error> {
     let mut pruned = Vec::new();
     for identity in unwanted {
         // Where the operator may not write Secrets it has written none, and may not look.
@@ -191,7 +205,7 @@ pub async fn prune(unwanted: Vec<Identity>, parent: &Object, context: &Context) 
             Err(_) if identity.api_version == render::POD_MONITOR => continue,
             other => other?,
         };
-        let Some(live) = live.filter(|live| children::is_ours(live, parent)) else { continue };
+        let Some(live) = live.filter(|live| is_unwanted(live, parent)) else { continue };
         let preconditions =
             Preconditions { uid: live["metadata"]["uid"].as_str().map(str::to_owned), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };

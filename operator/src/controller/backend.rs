@@ -1,25 +1,24 @@
 //! `EtcdBackend`: its Secrets are checked, its users counted, and it stays as long as it is used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::Store;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use time::OffsetDateTime;
 
 use super::conditions::{self, ACCEPTED, PROGRAMMED, READY, RESOLVED, Status, said};
 use super::fetch::{self, api_error};
-use super::{Context, Error, RESYNC, RESYNC_REFUSED, apply};
+use super::sweep::{self, Users};
+use super::{Context, Error, RESYNC, RESYNC_REFUSED};
 use crate::api::{EtcdBackend, EtcdBackendSpec, EtcdBackendStatus, EtcdProxy, GROUP};
-use crate::plan::{Fetched, HOME_LABEL_NAME, HOME_LABEL_NAMESPACE, HOME_LABEL_OWNER, Home, Object};
-use crate::plan::{check_client, check_user, upstream_references};
-use crate::render::{self, MANAGER};
+use crate::plan::{Fetched, check_client, check_user, upstream_references};
+use crate::render::MANAGER;
 
 /// Keeps a backend while objects use it, so that their children can still be found and deleted.
 const IN_USE: &str = "etcdproxy.dev/in-use";
@@ -29,31 +28,38 @@ pub async fn reconcile(
     backend: Arc<EtcdBackend>,
     context: Arc<Context>,
     proxies: Store<EtcdProxy>,
+    known: Arc<Users>,
 ) -> Result<Action, Error> {
     // Before everything was listed once nobody would seem to use it.
     proxies.wait_until_ready().await.map_err(|_| Error::Stopping)?;
     let name = backend.name_any();
+    let mut naming = proxies.state();
+    naming.retain(|proxy| proxy.spec.backend_ref.as_ref().is_some_and(|reference| reference.name == name));
     // Those that are deployed. Whoever is refused could else keep a backend from being deleted.
-    let uses = |proxy: &EtcdProxy| {
-        let named = proxy.spec.backend_ref.as_ref().is_some_and(|reference| reference.name == name);
-        named && proxy.status.as_ref().is_some_and(|status| status.workload.is_some())
-    };
-    let users = proxies.state().iter().filter(|proxy| uses(proxy)).count();
+    let uses = |proxy: &EtcdProxy| proxy.status.as_ref().is_some_and(|status| status.workload.is_some());
+    let users = naming.iter().filter(|proxy| uses(proxy)).count();
     let held = backend.finalizers().iter().any(|one| one == IN_USE);
     let going = backend.metadata.deletion_timestamp.is_some();
     if held != (users > 0) && (held || !going) {
         hold(&backend, &context, users > 0).await?;
     }
     if going && users == 0 {
-        context.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&backend.uid().unwrap_or_default());
+        context.has_gone(&backend.uid().unwrap_or_default());
+        known.forget(&name);
         return Ok(Action::await_change());
     }
     let users = i32::try_from(users).unwrap_or(i32::MAX);
     let before = backend.status.clone().unwrap_or_default();
     // Somebody left, or may have while no operator worked.
-    if before.proxies.is_some_and(|before| users < before) || context.is_first_look(&backend.uid().unwrap_or_default())
-    {
-        sweep(&backend, &context, &proxies).await?;
+    let gone = known.gone(&name, &naming.iter().filter_map(|proxy| proxy.uid()).collect());
+    let uid = backend.uid().unwrap_or_default();
+    if context.is_first_look(&uid) || !gone.is_empty() {
+        if let Err(error) = sweep::sweep(&backend, &context, &proxies).await {
+            // So that the next look is the first again.
+            context.has_gone(&uid);
+            return Err(error);
+        }
+        known.swept(&name, &gone);
     }
     let EtcdBackendSpec { namespace, tls, auth, .. } = &backend.spec;
     let objects = fetch::all(upstream_references(tls.as_ref(), auth.as_ref(), namespace), &context).await?;
@@ -87,52 +93,6 @@ pub async fn reconcile(
     }
     context.succeeded(&name);
     Ok(Action::requeue(if refusal.is_some() { RESYNC_REFUSED } else { RESYNC }))
-}
-
-/// Services that are read at a time.
-const PAGE: u32 = 500;
-
-/// Deletes what is left of EtcdProxies that are gone without a clean-up, since somebody took their finalizer off: their
-/// pods would serve for ever.
-async fn sweep(backend: &EtcdBackend, context: &Context, proxies: &Store<EtcdProxy>) -> Result<(), Error> {
-    let uid = backend.uid().unwrap_or_default();
-    let services = Api::<Service>::namespaced(context.client.clone(), &backend.spec.namespace);
-    let ours = format!("app.kubernetes.io/managed-by={MANAGER}");
-    let mut parameters = ListParams::default().labels(&ours).limit(PAGE);
-    let mut left: BTreeMap<String, Object> = BTreeMap::new();
-    loop {
-        let page = services.list_metadata(&parameters).await;
-        let page = page.map_err(|source| api_error("list Services of namespace", &backend.spec.namespace, source))?;
-        let here = page.items.iter().filter(|one| one.owner_references().iter().any(|owner| owner.uid == uid));
-        let parents = here.filter_map(|one| {
-            let label = |name: &str| one.labels().get(name).cloned();
-            let (namespace, name) = (label(HOME_LABEL_NAMESPACE)?, label(HOME_LABEL_NAME)?);
-            Some(Object { namespace, name, uid: label(HOME_LABEL_OWNER)? })
-        });
-        let gone = |one: &Object| proxies.get(&ObjectRef::new(&one.name).within(&one.namespace)).is_none();
-        left.extend(parents.filter(gone).map(|one| (one.uid.clone(), one)));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => break,
-        }
-    }
-    for object in left.into_values() {
-        let what = format!("EtcdProxy {}/{}", object.namespace, object.name);
-        let found = Api::<EtcdProxy>::namespaced(context.client.clone(), &object.namespace);
-        let found = found.get_metadata_opt(&object.name).await;
-        // One that came back meanwhile takes over what its predecessor left.
-        if found.map_err(|source| api_error("read", &what, source))?.is_some() {
-            continue;
-        }
-        let home = Home::of(&object, Some(backend));
-        let pruned = apply::prune(render::possible(&object, &home), &object, context).await?;
-        tracing::warn!(
-            proxy = what,
-            children = pruned.len(),
-            "deleted what an EtcdProxy without its finalizer had left"
-        );
-    }
-    Ok(())
 }
 
 /// Tells changes of a backend that matter to its users from those of its status: the count of users changes with each of

@@ -19,11 +19,15 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// Answers with the wait before it must be called again, or with nothing when all is done.
 pub async fn clean_up(proxy: &EtcdProxy, context: &Context) -> Result<Option<Duration>, Error> {
-    if !proxy.finalizers().contains(&plan::finalizer()) {
-        return Ok(None);
-    }
     let object = Object::of(proxy);
     let backend = fetch::backend(proxy, context).await?;
+    if !proxy.finalizers().contains(&plan::finalizer()) {
+        // Somebody took it off, and may keep the object by a finalizer of another's.
+        if let Some(backend) = backend.filter(|backend| context.settings.serves(&backend.spec.namespace)) {
+            apply::prune_own(render::possible(&object, &Home::of(&object, Some(&backend))), &object, context).await?;
+        }
+        return Ok(None);
+    }
     let remembered =
         proxy.status.as_ref().and_then(|status| status.workload.as_ref()).map(|workload| &workload.namespace);
     let home = match (&backend, remembered) {

@@ -37,8 +37,10 @@ pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings:
         );
         return Err(refuse("NamespaceNotAllowed", message));
     }
+    // Before all else that may be wrong, since a grant that was taken back ends what serves by it.
+    let granted = reference.grant.as_ref().map(|wanted| grant(name, backend, wanted, namespace)).transpose()?;
     check_limits(name, backend, spec)?;
-    if settings.backend_namespaces.as_ref().is_some_and(|served| !served.contains(&backend.namespace)) {
+    if !settings.serves(&backend.namespace) {
         let message = format!(
             "EtcdBackend {name} runs its proxies in namespace {}, where this operator has no rights; its administrator adds \
              it to --backend-namespaces, and a RoleBinding there",
@@ -47,7 +49,7 @@ pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings:
         return Err(refuse("BackendNamespaceNotServed", message));
     }
     let mut claim = None;
-    let (prefix, grant) = match &reference.grant {
+    let (prefix, grant) = match granted {
         None => {
             let root = &backend.keyspace.root;
             let covers = format!("{root}{namespace}/");
@@ -58,8 +60,7 @@ pub fn check(object: &Object, spec: &EtcdProxySpec, fetched: &Fetched, settings:
             }
             (format!("{covers}{}", own_part(&object.name, spec)), None)
         }
-        Some(wanted) => {
-            let grant = grant(name, backend, wanted, namespace)?;
+        Some(grant) => {
             let own = spec.key_prefix.clone().unwrap_or_default();
             (format!("{}{own}", grant.prefix), Some(grant.access))
         }

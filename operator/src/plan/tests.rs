@@ -53,6 +53,8 @@ fn a_backend_is_for_those_whom_it_allows() {
     refused(many, &fetched(), &settings(), "ReplicasExceedLimit", "spec.replicas is 6");
     let grant = "{mode: Deployment, backendRef: {name: shared, grant: theirs}}";
     refused(grant, &fetched(), &settings(), "GrantNotFound", "has no grant theirs for namespace team");
+    let greedy = "{mode: Deployment, replicas: 6, backendRef: {name: shared, grant: theirs}}";
+    refused(greedy, &fetched(), &settings(), "GrantNotFound", "has no grant theirs for namespace team");
 }
 
 #[test]
