@@ -131,8 +131,9 @@ impl Forward {
         };
         without_hops(&mut head.headers);
         forwarded_for(&mut head.headers, peer);
-        // Who asks for a whole URL names the host there (RFC 9112, section 3.2.2).
-        if let Some(Ok(host)) = head.uri.authority().map(|host| HeaderValue::try_from(host.as_str())) {
+        // Who asks for a whole URL names the host there (RFC 9112, section 3.2.2), perhaps with a user before it.
+        let named = head.uri.authority().map(|named| named.as_str().rsplit('@').next().unwrap_or_default());
+        if let Some(Ok(host)) = named.map(HeaderValue::try_from) {
             head.headers.insert(HOST, host);
         }
         let endpoints = self.director.available();

@@ -1,7 +1,7 @@
 //! The same API over WebSocket, as etcd's gateway has it: each text that the client sends is a request, each that it
 //! gets is an answer. A browser, which cannot set headers there, brings its token as a subprotocol or a cookie.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{BoxError, body::Body};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -38,6 +38,8 @@ pub struct Session {
 
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 const BEARER: &str = "Bearer";
+/// How long a client that may not read any more has to take the goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// The cookie that is a token.
 const TOKEN_COOKIE: &str = "token";
 /// What WebSocket asks a key to be.
@@ -108,7 +110,7 @@ impl Session {
         };
         // It fails when the client has gone, and then there is nobody to say goodbye to.
         if ended.is_ok() {
-            let _ = sink.close().await;
+            let _ = tokio::time::timeout(GOODBYE, sink.close()).await;
         }
     }
 }

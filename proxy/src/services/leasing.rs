@@ -158,7 +158,8 @@ impl Leasing {
         let acquired = match self.table.look(&request.key, seen(to, caller), !request.serializable) {
             Look::Hit(pair, header) => {
                 self.metrics.leasing_hits.inc();
-                note(to, caller, header.revision);
+                // It was raised to what the hub has seen already; telling that would keep it alive for ever.
+                caller.connection.shown.note(header.revision);
                 let answer = answer::range(&request, pair.as_ref(), header);
                 return Ok(Some((HeaderMap::new(), answer.encode_to_vec().into())));
             }
@@ -198,7 +199,7 @@ impl Leasing {
             && let Some(answer) = answer::txn(&request, &kept, header)
         {
             self.metrics.leasing_hits.inc();
-            note(to, caller, header.revision);
+            caller.connection.shown.note(header.revision);
             return Ok(Some((HeaderMap::new(), answer.encode_to_vec().into())));
         }
         self.write(to, caller, Operation::Txn, message).await

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use etcd_proxy_proto::etcdserverpb::RangeRequest;
@@ -53,6 +53,9 @@ pub struct LiveFeed {
     pub sessions: Sessions,
     past: tokio::sync::Mutex<Past>,
 }
+
+/// How long a watch of the past waits to hear what etcd still has of it.
+const PAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is known of the past that etcd still has: when it was asked last, and of what revision it had not lost sight.
 #[derive(Default)]
@@ -123,10 +126,13 @@ impl LiveFeed {
     /// was before it. A log hears only of compactions that pass this way, so etcd is asked, once for all who want no
     /// more than the one for whom it was asked after they came.
     pub async fn has_lost(&self, log: &Log, wanted: &Wanted) -> bool {
+        if log.covered_from() > wanted.start_revision {
+            return false;
+        }
         let came = Instant::now();
         let mut past = self.past.lock().await;
         let is_known = past.asked.is_some_and(|asked| asked >= came) && past.revision <= wanted.start_revision;
-        if is_known || log.covered_from() > wanted.start_revision {
+        if is_known {
             return false;
         }
         let asked = Instant::now();
@@ -137,7 +143,9 @@ impl LiveFeed {
             serializable: true,
             ..RangeRequest::default()
         });
-        let has_lost = answer.await.is_err_and(|status| status.message() == status::COMPACTED_REASON);
+        // Without an answer the log is believed.
+        let answer = tokio::time::timeout(PAST_PATIENCE, answer).await;
+        let has_lost = matches!(answer, Ok(Err(status)) if status.message() == status::COMPACTED_REASON);
         if !has_lost {
             *past = Past { asked: Some(asked), revision: wanted.start_revision };
         }

@@ -15,7 +15,7 @@ use crate::rules::{
     framing,
     keys::KeyRange,
     methods,
-    status::{self, Status},
+    status::{self, Code, Status},
     store, wire,
 };
 
@@ -38,7 +38,7 @@ pub struct Lineage {
 struct Doubt {
     /// What was known before it was asked.
     known: ResponseHeader,
-    answer: BoxFuture<'static, ResponseHeader>,
+    answer: BoxFuture<'static, Option<ResponseHeader>>,
 }
 
 impl Lineage {
@@ -55,10 +55,11 @@ impl Lineage {
     /// Notes with which header a log is taken up again that knows everything up to `covered`. A member may just be
     /// behind; only what the cluster agrees upon tells.
     pub fn note_resumed(&mut self, header: &ResponseHeader, covered: i64, parts: &Parts, range: &KeyRange) {
-        let is_doubtful = header.revision < covered || header.raft_term < self.term;
+        let has_older_term = header.raft_term < self.term && header.raft_term != 0;
+        let is_doubtful = header.revision < covered || has_older_term;
         self.note_term(header);
         if is_doubtful && self.doubt.is_none() {
-            let known = ResponseHeader { revision: covered, raft_term: self.term, ..*header };
+            let known = ResponseHeader { cluster_id: self.cluster, revision: covered, raft_term: self.term, ..*header };
             self.doubt = Some(Doubt { known, answer: Box::pin(newest(parts.clone(), range.clone())) });
         }
     }
@@ -72,18 +73,24 @@ impl Lineage {
     pub async fn resolved(&mut self) -> bool {
         let Some(doubt) = &mut self.doubt else { return pending().await };
         let newest = doubt.answer.as_mut().await;
-        let has_gone_back = store::is_before(&newest, &doubt.known);
+        let has_gone_back = newest.is_some_and(|newest| store::is_before(&newest, &doubt.known));
         self.doubt = None;
         has_gone_back
     }
 }
 
-/// How far the store is by the word of a majority, asked until there is an answer.
-async fn newest(parts: Parts, range: KeyRange) -> ResponseHeader {
+/// How far the store is by the word of a majority, asked until there is an answer; nothing if etcd refuses to tell, as
+/// where a right was withdrawn.
+async fn newest(parts: Parts, range: KeyRange) -> Option<ResponseHeader> {
     loop {
         let request = RangeRequest { key: range.key().clone(), count_only: true, ..RangeRequest::default() };
         match parts.ask(request).await {
-            Ok(header) => return header,
+            Ok(header) => return Some(header),
+            Err(status)
+                if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument) =>
+            {
+                return None;
+            }
             Err(status) => tracing::debug!(%status, "how far the store is could not be asked"),
         }
         tokio::time::sleep(ASK_AGAIN).await;
