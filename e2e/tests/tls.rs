@@ -2,9 +2,8 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use etcd_proxy_e2e::process::PATIENCE;
+use etcd_proxy_e2e::wait::until;
 use etcd_proxy_e2e::{Authority, Etcd, Etcdctl, Outcome, Pair, Proxy, Tls, Version};
 
 /// etcdctl gives up here when it is not let in; it would try for longer.
@@ -28,14 +27,6 @@ fn etcdctl(proxy: &Proxy, ca: &Path, client: Option<&Pair>) -> Etcdctl {
 fn assert_refused(etcdctl: Etcdctl, who: &str) {
     let outcome = etcdctl.flag(REFUSED).run(&["get", "k"]);
     assert_ne!(outcome.code, 0, "{who} was let in: {outcome:?}");
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]
@@ -187,7 +178,7 @@ fn certificates_authorities_and_revocations_change_under_an_open_watch() {
     let proxy = Proxy::builder().flags(flags.iter().map(String::as_str)).start();
     let (old_client, new_client) = (old.client("client", "alice"), new.client("client", "alice"));
     let mut watch = etcdctl(&proxy, &old.ca(), Some(&old_client)).spawn(&["watch", "k"]);
-    eventually("the watch stands", || etcd.members()[0].metric("etcd_debugging_mvcc_watcher_total") == Some(1.0));
+    until("the watch stands", || etcd.members()[0].metric("etcd_debugging_mvcc_watcher_total") == Some(1.0));
     let works = |ca: &Authority, client: &Pair| {
         etcdctl(&proxy, &ca.ca(), Some(client)).flag(REFUSED).run(&["get", "k"]).code == 0
     };
@@ -195,17 +186,17 @@ fn certificates_authorities_and_revocations_change_under_an_open_watch() {
 
     install(&new_server.key, "server.key");
     install(&new_server.cert, "server.crt");
-    eventually("the new certificate is shown", || works(&new, &old_client));
+    until("the new certificate is shown", || works(&new, &old_client));
     assert_refused(etcdctl(&proxy, &old.ca(), Some(&old_client)), "the old server certificate");
 
     install(&new.ca(), "ca.crt");
     install(&new.revocation_list("none.crl", &[]), "clients.crl");
-    eventually("the new authority's clients get in", || works(&new, &new_client));
+    until("the new authority's clients get in", || works(&new, &new_client));
     assert_refused(etcdctl(&proxy, &new.ca(), Some(&old_client)), "a client of the old authority");
 
     let other_client = new.client("other", "bob");
     install(&new.revocation_list("one.crl", &[&new_client]), "clients.crl");
-    eventually("the revoked client is refused", || !works(&new, &new_client));
+    until("the revoked client is refused", || !works(&new, &new_client));
     assert!(works(&new, &other_client));
 
     std::fs::write(used.join("server.crt"), "no certificate").expect("the file can be written");
@@ -240,7 +231,7 @@ fn a_new_client_certificate_towards_etcd_needs_no_restart() {
     let good = authority.nameless_client("good");
     std::fs::copy(&good.key, &used.key).expect("the key can be copied");
     std::fs::copy(&good.cert, &used.cert).expect("the certificate can be copied");
-    eventually("etcd takes the new certificate", works);
+    until("etcd takes the new certificate", works);
 }
 
 /// GET by curl, with the version of HTTP that it spoke.

@@ -6,9 +6,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use etcd_proxy_e2e::{Etcd, NameServer, Process, Version, ports};
+use etcd_proxy_e2e::{Etcd, NameServer, Process, Version, ports, wait::until};
 
-use super::{HttpProxy, Whose, curl, etcd, eventually};
+use super::{HttpProxy, Whose, curl, etcd};
 
 #[test]
 fn a_member_that_dies_is_passed_over_and_the_cluster_is_found_again_after_a_restart() {
@@ -60,7 +60,7 @@ fn a_write_that_may_have_arrived_is_not_sent_again_and_a_read_is() {
     let start = || HttpProxy::start(&[format!("--initial-cluster=m0={peer}"), wait.clone()]);
     // Whom a proxy asks first is left to chance.
     let (mut written, mut read) = (false, false);
-    eventually("the broken member was asked to read and to write", || {
+    until("the broken member was asked to read and to write", || {
         let proxy = start();
         let answer = curl(&["-i", &proxy.url("/v2/keys/missing")]);
         assert!(answer.contains("404") && answer.contains("Key not found"), "{answer}");

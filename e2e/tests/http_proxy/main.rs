@@ -4,26 +4,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use etcd_proxy_e2e::process::PATIENCE;
+use etcd_proxy_e2e::wait::until;
 use etcd_proxy_e2e::{Etcd, Outcome, Process, Version, ports, programs};
 use serde_json::Value;
 use tempfile::TempDir;
 
 mod cluster;
 mod docs;
-
-/// How often something is looked at that offers no event.
-const POLL: Duration = Duration::from_millis(50);
-
-fn eventually(what: &str, mut look: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !look() {
-        assert!(Instant::now() < deadline, "never came true: {what}");
-        std::thread::sleep(POLL);
-    }
-}
 
 /// Whose proxy it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +210,7 @@ fn a_member_that_speaks_an_older_http_does_not_end_the_clients_connection() {
     });
     let proxy = HttpProxy::start(&[format!("--initial-cluster=m0=http://{address}")]);
     let url = proxy.url("/");
-    eventually("the member is known", || curl(&[&url]) == "old");
+    until("the member is known", || curl(&[&url]) == "old");
     let said = curl(&["-w", " %{http_version} %{num_connects};", &url, &url]);
     assert_eq!(said, "old 1.1 1;old 1.1 0;");
 }
@@ -295,10 +283,10 @@ fn long_polls_and_streams_come_through_as_they_happen() {
         let series = "etcd_proxy_requests_total{method=\"GET\"} ";
         metrics.lines().find_map(|line| line.strip_prefix(series)?.parse::<f64>().ok())
     };
-    eventually("all polls are under way", || count() == Some(20.0));
+    until("all polls are under way", || count() == Some(20.0));
     // A poll that waits does not keep the proxy from ending, and is answered before it does.
     proxy.process.signal(libc::SIGTERM);
-    eventually("no new connection is taken", || std::net::TcpStream::connect(&proxy.address).is_err());
+    until("no new connection is taken", || std::net::TcpStream::connect(&proxy.address).is_err());
     curl(&["-XPUT", "-d", "value=after", &format!("http://{}/v2/keys/polled", etcd.address())]);
     for poll in &polls {
         poll.expect_stdout("\"value\":\"after\"");

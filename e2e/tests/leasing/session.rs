@@ -189,8 +189,8 @@ async fn room_is_bounded_and_goes_to_what_is_read() {
         assert_eq!(client.value(&key).await.as_deref(), Some(&*value));
         most = most.max(metric(&proxy, "etcd_proxy_leasing_bytes"));
     }
-    // How near it comes to the bound depends on how often room was made meanwhile.
-    assert!(most > 4_000.0 && most < 75_000.0, "{most}");
+    // At the end it may be less: room is made when most of it is taken.
+    assert!(most > 40_000.0 && most < 75_000.0, "{most}");
     // A value that would take most of the room is not kept.
     client.put("large", &"x".repeat(30_000)).await;
     // What is read no more makes room for what is.

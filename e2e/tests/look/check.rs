@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::net::TcpListener;
 
-use etcd_proxy_e2e::{Authority, Etcd, Tls, Version, docs::Session, ports};
+use etcd_proxy_e2e::{Authority, Etcd, Tls, Version, docs::Session, ports, wait::until};
 use serde_json::Value;
 
-use super::{eventually, flag, run};
+use super::{flag, run};
 
 /// What came of a check.
 struct Checked {
@@ -174,7 +174,7 @@ fn a_cluster_without_a_leader_is_told_from_one_that_is_down() {
     etcd.member(1).kill();
     etcd.member(2).kill();
     let survivor = [endpoints(etcd.endpoint(0))];
-    eventually("the last member notices that it is alone", || {
+    until("the last member notices that it is alone", || {
         check(&survivor).rows("leader") == [("failed".to_owned(), "etcdserver: no leader".to_owned())]
     });
     let alone = check(&survivor);

@@ -8,20 +8,8 @@ mod prometheus;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use etcd_proxy_e2e::{Outcome, Process, process::PATIENCE, programs};
-
-/// How often something is looked at that no event tells of.
-const POLL: Duration = Duration::from_millis(50);
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(POLL);
-    }
-}
+use etcd_proxy_e2e::{Outcome, Process, programs};
 
 /// Our program with these words, without a variable that would change what they mean.
 fn ours(words: &[String]) -> Process {

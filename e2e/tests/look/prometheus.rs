@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use etcd_proxy_e2e::{Etcd, Process, Proxy, http, ports, programs};
+use etcd_proxy_e2e::{Etcd, Process, Proxy, http, ports, programs, wait::until};
 use serde_json::Value;
 
-use super::{eventually, program};
+use super::program;
 
 fn deploy(file: &str) -> PathBuf {
     programs::repository().join("deploy").join(file)
@@ -114,10 +114,10 @@ fn a_real_prometheus_answers_every_query_and_judges_every_alert() {
     let etcdctl = proxy.etcdctl();
     let _watcher = etcdctl.spawn(&["watch", "key"]);
     let ask = |query: &str| ask(&address, query);
-    eventually("Prometheus scrapes", || ask("up").is_some_and(|found| found.iter().any(|one| one["value"][1] == "1")));
+    until("Prometheus scrapes", || ask("up").is_some_and(|found| found.iter().any(|one| one["value"][1] == "1")));
     let mut waiting: Vec<String> = queries();
     let all = waiting.len();
-    eventually("each query has an answer", || {
+    until("each query has an answer", || {
         etcdctl.ok(&["put", "key", "value"]);
         assert_ne!(etcdctl.run(&["put", "", "value"]).code, 0, "no key is empty");
         assert_ne!(etcdctl.run(&["compaction", "1"]).code, 0, "it is denied");
@@ -135,7 +135,7 @@ fn a_real_prometheus_answers_every_query_and_judges_every_alert() {
         let answer: Value = serde_json::from_str(&answer.body).ok()?;
         Some(answer["data"]["groups"][0]["rules"].as_array()?.clone())
     };
-    eventually("each alert is judged, and none fires", || {
+    until("each alert is judged, and none fires", || {
         judged().is_some_and(|rules| {
             rules.len() >= 14 && rules.iter().all(|rule| rule["health"] == "ok" && rule["state"] != "firing")
         })

@@ -24,12 +24,15 @@ pub fn data_key() -> Value {
     )
 }
 
+/// An address, or a host name with something before it.
+fn host(before: &str, message: &str) -> Value {
+    const LABEL: &str = "[a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?";
+    rule(&format!("isIP(self) || self.matches('^{before}{LABEL}([.]{LABEL})*$')"), message)
+}
+
 /// What stands in certificates of servers.
 pub fn server_name() -> Value {
-    rule(
-        "isIP(self) || self.matches('^[a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?([.][a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?)*$')",
-        "must be a host name or an IP address, without scheme and port",
-    )
+    host("", "must be a host name or an IP address, without scheme and port")
 }
 
 /// What stands before keys, where a character that nobody sees is a mistake, and no argument of a program may hold zeros.
@@ -57,10 +60,7 @@ pub fn names_16(_: &mut SchemaGenerator) -> Schema {
         "type": "array", "maxItems": 16, "x-kubernetes-list-type": "set",
         "items": {
             "type": "string", "minLength": 1, "maxLength": 253,
-            "x-kubernetes-validations": [{
-                "rule": "isIP(self) || self.matches('^([*][.])?[a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?([.][a-zA-Z0-9_]([-a-zA-Z0-9_]*[a-zA-Z0-9_])?)*$')",
-                "message": "must be a host name, with '*.' before it or not, or an IP address"
-            }]
+            "x-kubernetes-validations": host("([*][.])?", "must be a host name, with '*.' before it or not, or an IP address"),
         }
     })
 }

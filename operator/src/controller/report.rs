@@ -29,13 +29,11 @@ pub async fn refused(proxy: &EtcdProxy, context: &Context, refusal: &Refusal, wi
         Stage::ResolvedRefs => vec![accepted(), failed(RESOLVED)],
     };
     let mut status = proxy.status.clone().unwrap_or_default();
-    status.observed_generation = proxy.metadata.generation;
     if withdrawn {
-        let certificates = status.certificates.take();
-        status =
-            EtcdProxyStatus { observed_generation: status.observed_generation, certificates, ..Default::default() };
-        status.conditions = proxy.status.clone().unwrap_or_default().conditions;
+        let EtcdProxyStatus { certificates, conditions, .. } = status;
+        status = EtcdProxyStatus { certificates, conditions, ..EtcdProxyStatus::default() };
     }
+    status.observed_generation = proxy.metadata.generation;
     context.rollouts.ended(&Object::of(proxy));
     write(proxy, context, status, conditions::summarize(stages, None, true)).await
 }

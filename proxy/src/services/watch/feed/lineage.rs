@@ -55,11 +55,9 @@ impl Lineage {
     /// Notes with which header a log is taken up again that knows everything up to `covered`. A member may just be
     /// behind; only what the cluster agrees upon tells.
     pub fn note_resumed(&mut self, header: &ResponseHeader, covered: i64, parts: &Parts, range: &KeyRange) {
-        let has_older_term = header.raft_term < self.term && header.raft_term != 0;
-        let is_doubtful = header.revision < covered || has_older_term;
         self.note_term(header);
-        if is_doubtful && self.doubt.is_none() {
-            let known = ResponseHeader { cluster_id: self.cluster, revision: covered, raft_term: self.term, ..*header };
+        let known = ResponseHeader { cluster_id: self.cluster, revision: covered, raft_term: self.term, ..*header };
+        if self.doubt.is_none() && store::is_before(header, &known) {
             self.doubt = Some(Doubt { known, answer: Box::pin(newest(parts.clone(), range.clone())) });
         }
     }
