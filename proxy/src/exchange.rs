@@ -24,6 +24,8 @@ use crate::{
     },
 };
 
+pub mod books;
+pub mod frames;
 mod requests;
 
 pub use requests::Requests;
@@ -31,6 +33,8 @@ pub use requests::Requests;
 /// Where answers go. Dropped without a status it resets the stream, or says that there was a panic.
 pub struct Replies {
     client: Client,
+    /// Bytes of messages that HTTP/2 was given.
+    given: u64,
     sent: FrameCount,
     volume: Option<Arc<Volume>>,
     throttle: Option<Box<Throttle>>,
@@ -89,7 +93,13 @@ pub async fn passed(deadline: Option<Instant>) {
 
 impl Replies {
     pub fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { client: Client { respond, send: None }, sent: FrameCount::default(), volume: None, throttle: None }
+        Self {
+            client: Client { respond, send: None },
+            given: 0,
+            sent: FrameCount::default(),
+            volume: None,
+            throttle: None,
+        }
     }
 
     /// Counts the messages of this call.
@@ -108,6 +118,7 @@ impl Replies {
     }
 
     fn note_sent(&mut self, data: &[u8]) {
+        self.given += data.len() as u64;
         self.sent.pass(data);
         if let Some(throttle) = &mut self.throttle {
             throttle.charge(data.len());
@@ -168,6 +179,26 @@ impl Replies {
         self.note_sent(&data);
         let send = self.client.send.as_mut().ok_or(Gone)?;
         send.send_data(data, false).map_err(|_| Gone)
+    }
+
+    /// The stream's number, and how many bytes of messages it was given.
+    pub fn stream(&self) -> (u32, u64) {
+        (self.client.respond.stream_id().as_u32(), self.given)
+    }
+
+    /// By what the messages of this call are counted.
+    pub fn messages(&self) -> Messages {
+        self.sent.messages
+    }
+
+    /// Lends the stream to somebody who sends on it without being held to limits and without being measured.
+    pub fn lend(&mut self) -> Option<SendStream<Bytes>> {
+        if self.throttle.is_some() || self.volume.is_some() { None } else { self.client.send.take() }
+    }
+
+    /// Takes back what was lent.
+    pub fn take_back(&mut self, send: SendStream<Bytes>) {
+        self.client.send = Some(send);
     }
 
     /// Ends with these trailers; before any message they are the whole answer.

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use tokio::sync::watch as tokio_watch;
 use crate::{
     admission::{self, Seat, throttle::Throttle},
     audit::{AuditLog, Note},
-    exchange::{Outcome, Replies, Requests, Volume},
+    exchange::{Outcome, Replies, Requests, Volume, books::Books},
     logging,
     metrics::{Call, Metrics, Reason, code_name},
     rules::{
@@ -37,6 +37,8 @@ use crate::{
     },
     upstream::Upstream,
 };
+
+pub use crate::services::watch::crowd::{Crowds, Turn};
 
 /// What a request may need; one per shard, shared by its connections.
 pub struct Router {
@@ -117,6 +119,7 @@ impl Router {
         let max_request = admission::max_request(&connection, self.upstream.limits().max_request);
         let requests = Requests::new(stream, &head.headers, max_request).throttled(Throttle::received(&connection));
         let deadline = deadline(&head.headers);
+        let crowds = head.extensions.get().cloned();
         let caller = Caller::new(connection, head.headers);
         let replies = Replies::new(respond).throttled(Throttle::sent(&caller.connection));
         let note = self.audit.as_ref().map(|audit| audit.note(&caller.connection, path));
@@ -134,7 +137,7 @@ impl Router {
                 let outcome = match admission::enter(&caller.connection, method) {
                     Ok(seat) => {
                         ending.seat = Some(seat);
-                        match self.dispatch(caller, method, requests, replies, deadline).await {
+                        match self.dispatch(caller, method, requests, replies, deadline, crowds).await {
                             Dispatched::Ended(outcome) => outcome,
                             // This task holds the head of the request and has room for a call of any kind. Watches are
                             // many and live long, so each goes on in a task that has what it needs and no more.
@@ -169,6 +172,7 @@ impl Router {
         requests: Requests,
         replies: Replies,
         deadline: Option<Instant>,
+        crowds: Option<Arc<Crowds>>,
     ) -> Dispatched {
         let reads_only = match caller.tenant().policy.verdict(method) {
             Verdict::Allowed => false,
@@ -216,7 +220,7 @@ impl Router {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
             Lane::Watch => {
-                let watching = watch::serve(&self.hub, &self.bell, &caller, requests, replies, deadline);
+                let watching = watch::serve(&self.hub, &self.bell, &caller, crowds, requests, replies, deadline);
                 return Dispatched::Watching(Box::pin(watching));
             }
             Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies, deadline)).await,
@@ -240,6 +244,11 @@ impl Router {
 }
 
 impl Router {
+    /// For the watches of one connection, whose streams the books are of.
+    pub fn crowds(&self, connection: &Arc<Connection>, books: &Arc<Mutex<Books>>) -> Arc<Crowds> {
+        Crowds::new(&self.hub, &self.bell, connection, books)
+    }
+
     async fn own_leases(
         &self,
         caller: &Caller,

@@ -31,7 +31,6 @@ use crate::{
 
 pub mod access;
 pub mod descriptors;
-mod frames;
 mod http;
 mod http2;
 mod metered;

@@ -5,3 +5,4 @@ mod client;
 mod exact;
 mod scale;
 mod sharing;
+mod windows;

@@ -105,9 +105,10 @@ impl Keeper {
         self.memory.inspect(|memory| memory.serve(&all));
         self.shares.serve(&all);
         self.quotas.keep(&all);
-        self.tenants.send_replace(changed.tenants);
-        self.metrics.rules_reloaded(true);
+        // Said first, since what follows from it is said by others.
         let names: Vec<&str> = all.iter().map(|tenant| tenant.name.as_str()).collect();
         tracing::info!(tenants = names.join(","), "the rules of client-identity have changed");
+        self.tenants.send_replace(changed.tenants);
+        self.metrics.rules_reloaded(true);
     }
 }

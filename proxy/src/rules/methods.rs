@@ -174,6 +174,9 @@ use Lane::{
 };
 use Revision::{Absent, Shown};
 
+/// The path of the Watch RPC.
+pub const WATCH: &str = "/etcdserverpb.Watch/Watch";
+
 /// Every RPC that etcd serves, sorted by path so that a look-up is a binary search.
 pub static METHODS: [Method; 52] = [
     row("/etcdserverpb.Auth/AuthDisable", Unary, Write, Forward, NONE, Absent, Operator),
@@ -249,7 +252,7 @@ pub static METHODS: [Method; 52] = [
     row("/etcdserverpb.Maintenance/MoveLeader", Unary, Write, Forward, NONE, Absent, Operator),
     row("/etcdserverpb.Maintenance/Snapshot", ServerStream, Read, Forward, NONE, Absent, Operator),
     row("/etcdserverpb.Maintenance/Status", Unary, Read, Forward, NONE, Absent, Anyone),
-    row("/etcdserverpb.Watch/Watch", Bidi, Read, Watch, NONE, Absent, Anyone),
+    row(WATCH, Bidi, Read, Watch, NONE, Absent, Anyone),
     row("/grpc.health.v1.Health/Check", Unary, Read, HealthCheck, NONE, Absent, Anyone),
     row("/grpc.health.v1.Health/List", Unary, Read, HealthList, NONE, Absent, Anyone),
     row("/grpc.health.v1.Health/Watch", ServerStream, Read, HealthWatch, NONE, Absent, Anyone),

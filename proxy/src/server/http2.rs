@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
@@ -15,7 +15,13 @@ use super::{
     metered::{Shared, metered},
     prefaced::{Io, Prefaced},
 };
-use crate::{drain::Observer, metrics::Metrics, router, rules::caller::Connection};
+use crate::{
+    drain::Observer,
+    exchange::books::Books,
+    metrics::Metrics,
+    router::{self, Crowds, Turn},
+    rules::{caller::Connection, methods},
+};
 
 /// What one message may have under way towards us on a stream; four connections' worth of it on the connection.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -45,6 +51,17 @@ impl Drop for OpenCall {
     }
 }
 
+/// Those of its watches that are sent the same.
+struct Together(Option<Arc<Crowds>>);
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        if let Some(crowds) = &self.0 {
+            crowds.close();
+        }
+    }
+}
+
 /// Serves the calls of one connection until it ends, or until the drain and then the last call.
 pub async fn serve(
     config: &Config,
@@ -54,8 +71,8 @@ pub async fn serve(
     front: Arc<Front>,
     mut drain: Observer,
 ) {
-    let shared: Arc<Shared> = Arc::default();
-    let (socket, outlet) = metered(socket, shared.clone(), config.keepalive_min_time);
+    let (shared, books): (Arc<Shared>, Arc<Mutex<Books>>) = Default::default();
+    let (socket, outlet) = metered(socket, shared.clone(), books.clone(), config.keepalive_min_time);
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -84,6 +101,7 @@ pub async fn serve(
     let unheard = tokio::time::sleep(config.handshake_timeout);
     tokio::pin!(lost, unheard);
     let mut greeted = false;
+    let mut together = Together(None);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -106,16 +124,32 @@ pub async fn serve(
                 return;
             }
             // All that this turn has to say goes out in one write, when there is no more to accept.
-            accepted = poll_fn(|context| match http2.poll_accept(context) {
-                Poll::Pending => match outlet.poll_write_out(context) {
+            accepted = poll_fn(|context| {
+                loop {
+                    if let Poll::Ready(accepted) = http2.poll_accept(context) {
+                        return Poll::Ready(accepted.map(|accepted| accepted.map_err(Broken::from)));
+                    }
+                    let crowds = together.0.as_ref();
+                    let turn = crowds.map(|crowds| outlet.write_below(|below| crowds.turn(context, below)));
+                    if turn != Some(Turn::Again) {
+                        break;
+                    }
+                }
+                match outlet.poll_write_out(context) {
                     Poll::Ready(Err(error)) => Poll::Ready(Some(Err(Broken::from(error)))),
                     _ => Poll::Pending,
-                },
-                Poll::Ready(accepted) => Poll::Ready(accepted.map(|accepted| accepted.map_err(Broken::from))),
+                }
             }) => accepted,
         };
         match accepted {
-            Some(Ok((request, respond))) => {
+            Some(Ok((mut request, respond))) => {
+                if let Some(router) = &front.router
+                    && request.uri().path() == methods::WATCH
+                {
+                    books.lock().unwrap_or_else(PoisonError::into_inner).follow(respond.stream_id().as_u32());
+                    let crowds = together.0.get_or_insert_with(|| router.crowds(&connection, &books));
+                    request.extensions_mut().insert(crowds.clone());
+                }
                 let (front, http) = (front.clone(), http.clone());
                 let (connection, open) = (connection.clone(), OpenCall::new(&shared));
                 // Boxed, since a task is copied whole three times in its life: a pointer is cheaper to copy.

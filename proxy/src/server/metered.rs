@@ -1,5 +1,5 @@
-//! A connection under h2 that counts frames both ways, sends away a client that asks too much of us, and gathers what
-//! goes out into few large writes.
+//! A connection under h2 that counts frames both ways, sends away a client that asks too much of us, gathers what goes
+//! out into few large writes, and lets the frames of events in beside h2's own.
 
 use std::{
     future::Future,
@@ -19,9 +19,12 @@ use tokio::{
 };
 
 use super::{
-    frames::{Head, Scanner, kind},
     pace::{Excess, Pace},
     prefaced::PREFACE_LEN,
+};
+use crate::exchange::{
+    books::{Below, Books},
+    frames::{HEAD_LEN, Head, Part, Scanner, kind},
 };
 
 /// How long a client that was sent away may take to close its end. Closing ours first, with its bytes unread, would
@@ -56,7 +59,7 @@ pub struct Outlet<S> {
 }
 
 /// The connection itself. Both ends are held by one task, so the lock is never waited for.
-struct Wire<S> {
+pub struct Wire<S> {
     stream: S,
     /// What is on its way to the client, from `written` on.
     out: Vec<u8>,
@@ -67,6 +70,9 @@ struct Wire<S> {
     pace: Pace,
     inbound: Scanner,
     outbound: Scanner,
+    /// Whether the frame that h2 writes is one of nothing.
+    swallows: bool,
+    books: Arc<Mutex<Books>>,
     /// The newest stream that the client has opened.
     last_stream: u32,
     excess: Option<Excess>,
@@ -74,7 +80,12 @@ struct Wire<S> {
 }
 
 /// Puts the meter around a connection.
-pub fn metered<S>(stream: S, shared: Arc<Shared>, min_time: Duration) -> (Metered<S>, Outlet<S>) {
+pub fn metered<S>(
+    stream: S,
+    shared: Arc<Shared>,
+    books: Arc<Mutex<Books>>,
+    min_time: Duration,
+) -> (Metered<S>, Outlet<S>) {
     let wire = Arc::new(Mutex::new(Wire {
         stream,
         out: Vec::new(),
@@ -84,6 +95,8 @@ pub fn metered<S>(stream: S, shared: Arc<Shared>, min_time: Duration) -> (Metere
         pace: Pace::new(min_time, Instant::now()),
         inbound: Scanner::new(PREFACE_LEN),
         outbound: Scanner::new(0),
+        swallows: false,
+        books,
         last_stream: 0,
         excess: None,
         leaving: None,
@@ -97,15 +110,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Outlet<S> {
         lock(&self.wire).is_lazy = true;
     }
 
+    /// Lets `write` put frames beside h2's.
+    pub fn write_below<T>(&self, write: impl FnOnce(&mut Wire<S>) -> T) -> T {
+        write(&mut lock(&self.wire))
+    }
+
     /// Writes what has gathered; `Pending` as long as the socket does not take all of it.
     pub fn poll_write_out(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         lock(&self.wire).poll_write_out(context)
     }
 }
 
-fn lock<S>(wire: &Mutex<Wire<S>>) -> MutexGuard<'_, Wire<S>> {
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic under h2 ends its call, and what was half written then ends the connection; the lock itself is sound.
-    wire.lock().unwrap_or_else(PoisonError::into_inner)
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -113,9 +131,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if bytes.is_empty() || self.excess.is_some() {
             return;
         }
-        let Self { shared, pace, inbound, last_stream, excess, .. } = self;
-        let now = Instant::now();
-        inbound.scan(bytes, |head| {
+        let Self { shared, pace, inbound, last_stream, excess, books, .. } = self;
+        let (now, mut books) = (Instant::now(), lock(books));
+        inbound.scan(bytes, |part| {
+            books.received(part);
+            let Part::Head(head) = part else { return };
             shared.heard.fetch_add(1, Ordering::Relaxed);
             if head.kind == kind::HEADERS {
                 *last_stream = head.stream.max(*last_stream);
@@ -126,26 +146,62 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         });
     }
 
-    /// Takes bytes for the client, as long as there is room, and says how many.
+    /// Takes bytes for the client, as long as there is room, and says how many. A head is passed on when it is whole, so
+    /// that it is known then what to do with the frame.
     fn put(&mut self, bytes: &[u8], now: Instant) -> usize {
-        let taken = bytes.len().min(OUT_HIGH_WATER.saturating_sub(self.out.len()));
-        let bytes = &bytes[..taken];
-        if self.out.len() + taken > self.out.capacity() && self.out.len() + taken > OUT_KEPT {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.outbound.is_in_payload() {
+                let room = if self.swallows { usize::MAX } else { self.room() };
+                let payload = self.outbound.payload(&mut rest, room);
+                if payload.is_empty() {
+                    break;
+                }
+                if !self.swallows {
+                    self.append(payload);
+                }
+            } else {
+                if self.room() < HEAD_LEN {
+                    break;
+                }
+                if let Some(head) = self.outbound.next_head(&mut rest) {
+                    self.swallows = lock(&self.books).sent(head);
+                    if !self.swallows {
+                        self.append(&head.write());
+                        self.note_sent(head, now);
+                    }
+                }
+            }
+        }
+        bytes.len() - rest.len()
+    }
+
+    fn room(&self) -> usize {
+        OUT_HIGH_WATER.saturating_sub(self.out.len())
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let len = self.out.len() + bytes.len();
+        if len > self.out.capacity() && len > OUT_KEPT {
             self.out.reserve_exact(OUT_HIGH_WATER - self.out.len());
         }
         self.out.extend_from_slice(bytes);
-        let Self { pace, outbound, excess, .. } = self;
-        outbound.scan(bytes, |head: Head| {
-            if let Err(error) = pace.sent(head, now) {
-                excess.get_or_insert(error);
-            }
-        });
-        taken
+    }
+
+    fn note_sent(&mut self, head: Head, now: Instant) {
+        if let Err(error) = self.pace.sent(head, now) {
+            self.excess.get_or_insert(error);
+        }
+    }
+
+    /// Whether a frame may be put here that is not h2's. What it holds back of a head does not count.
+    fn is_between_frames(&self) -> bool {
+        self.swallows || !self.outbound.is_in_payload()
     }
 
     /// Makes room for more; `Pending` while the socket takes nothing of a full buffer.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.len() < OUT_HIGH_WATER { Poll::Ready(Ok(())) } else { self.poll_write_out(context) }
+        if self.room() >= HEAD_LEN { Poll::Ready(Ok(())) } else { self.poll_write_out(context) }
     }
 
     fn poll_write_out(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -170,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn poll_leave(&mut self, context: &mut Context<'_>, excess: Excess) -> Poll<io::Error> {
         if self.leaving.is_none() {
             // A frame that is cut in two means that the client does not read; then it cannot be told.
-            if self.outbound.is_between_frames() {
+            if self.is_between_frames() {
                 self.out.extend_from_slice(&go_away(self.last_stream, excess));
             }
             // A socket without room for this is one that the client does not read either.
@@ -195,6 +251,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Below for Wire<S> {
+    fn poll_room(&mut self, context: &mut Context<'_>, payload: usize) -> Poll<io::Result<()>> {
+        if self.leaving.is_some() || !self.is_between_frames() {
+            // h2 goes on with its frame, or the connection ends, and then there is another turn.
+            return Poll::Pending;
+        }
+        if self.room() >= HEAD_LEN + payload { Poll::Ready(Ok(())) } else { self.poll_write_out(context) }
+    }
+
+    fn put(&mut self, stream: u32, payload: &[u8], now: Instant) {
+        let len = u32::try_from(payload.len()).expect("a frame is no longer than the room that there is for it");
+        let head = Head { len, kind: kind::DATA, flags: 0, stream };
+        self.append(&head.write());
+        self.append(payload);
+        self.note_sent(head, now);
+    }
+}
+
 fn go_away(last_stream: u32, excess: Excess) -> Vec<u8> {
     let debug_data = excess.debug_data().as_bytes();
     let len = u8::try_from(8 + debug_data.len()).expect("the texts are short");
@@ -210,6 +284,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
         let mut wire = lock(&self.wire);
         if let Some(excess) = wire.excess {
             return wire.poll_leave(context, excess).map(Err);
+        }
+        if wire.inbound.is_between_frames() && lock(&wire.books).for_http2() > 0 {
+            lock(&wire.books).read_for_http2(buffer.remaining(), |bytes| buffer.put_slice(bytes));
+            return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut wire.stream).poll_read(context, buffer))?;
@@ -282,7 +360,7 @@ mod tests {
 
     fn metered() -> (DuplexStream, Metered<DuplexStream>) {
         let (client, server) = tokio::io::duplex(64 * 1024);
-        (client, super::metered(server, Arc::default(), Duration::from_secs(5)).0)
+        (client, super::metered(server, Arc::default(), Arc::default(), Duration::from_secs(5)).0)
     }
 
     #[tokio::test(start_paused = true)]
@@ -309,7 +387,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_frame_that_is_under_way_is_not_cut_by_the_farewell() {
         let (mut client, mut server) = metered();
-        server.write_all(&[0, 0, 9, kind::SETTINGS, 0, 0]).await.expect("the pipe takes it");
+        let begun = [0, 0, 9, kind::SETTINGS, 0, 0, 0, 0, 0, 1, 2];
+        server.write_all(&begun).await.expect("the pipe takes it");
         client.write_all(PREFACE).await.expect("the pipe takes it");
         for _ in 0..4 {
             client.write_all(&PING).await.expect("the pipe takes it");
@@ -318,13 +397,13 @@ mod tests {
         drop(server);
         let mut sent = Vec::new();
         client.read_to_end(&mut sent).await.expect("the pipe gives it");
-        assert_eq!(sent, [0, 0, 9, kind::SETTINGS, 0, 0]);
+        assert_eq!(sent, begun);
     }
 
     #[tokio::test]
     async fn what_a_turn_writes_goes_out_at_its_end_and_no_more_is_held_than_the_bound() {
         let (mut client, server) = tokio::io::duplex(16 << 10);
-        let (mut server, outlet) = super::metered(server, Arc::default(), Duration::from_secs(5));
+        let (mut server, outlet) = super::metered(server, Arc::default(), Arc::default(), Duration::from_secs(5));
         outlet.take_over();
         let frame = [[0, 0, 1, kind::DATA, 0, 0, 0, 0, 1].as_slice(), b"x"].concat();
         let mut sent = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::frames::{Head, kind};
+use crate::exchange::frames::{Head, kind};
 
 /// Pings that may come too early before the connection is closed, as in grpc-go.
 const MAX_PING_STRIKES: u32 = 2;

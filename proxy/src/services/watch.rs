@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod bell;
+pub mod crowd;
 mod cursor;
 mod directory;
 mod feed;
@@ -29,6 +30,7 @@ mod sessions;
 mod watches;
 
 use bell::Bell;
+use crowd::Crowds;
 use hub::Hub;
 use session::Session;
 
@@ -41,11 +43,12 @@ pub fn serve(
     hub: &Arc<Hub>,
     bell: &Arc<Bell>,
     caller: &Caller,
+    crowds: Option<Arc<Crowds>>,
     mut requests: Requests,
     mut replies: Replies,
     deadline: Option<Instant>,
 ) -> impl Future<Output = Outcome> + Send + use<> {
-    let mut session = Session::new(hub, bell, caller);
+    let mut session = Session::new(hub, bell, caller, crowds);
     async move {
         let status = session.run(&mut requests, &mut replies, deadline).await?;
         replies.fail(&status);

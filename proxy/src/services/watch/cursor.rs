@@ -13,7 +13,7 @@ use super::{
 use crate::rules::{event::EventKind, framing, keys::KeyRange, wire};
 
 /// What a client asked for when it created its watch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Wishes {
     pub no_put: bool,
     pub no_delete: bool,

@@ -32,6 +32,7 @@ use crate::{
     rules::{
         caller::Caller,
         keys::KeyRange,
+        methods::WATCH,
         status::{self, Code, Status},
     },
     upstream::{
@@ -40,8 +41,6 @@ use crate::{
         incoming::{Heard, Incoming},
     },
 };
-
-pub const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// The waits between attempts to reach etcd.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);

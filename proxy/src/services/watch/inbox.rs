@@ -101,13 +101,18 @@ impl Inbox {
     pub fn poll_heard(&self, context: &Context<'_>) -> Poll<()> {
         // Whoever rings after the look finds the waker, and is seen by the look if it was before.
         self.owner.register(context.waker());
-        if self.has_rung.load(Ordering::Acquire) || self.has_called() { Poll::Ready(()) } else { Poll::Pending }
+        if self.has_heard() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Ready when the session must end or the stream has called, whatever else there is.
     pub fn poll_called(&self, context: &Context<'_>) -> Poll<()> {
         self.owner.register(context.waker());
         if self.must_end() || self.has_called() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether there may be something in it, or the stream has called.
+    pub fn has_heard(&self) -> bool {
+        self.has_rung.load(Ordering::Acquire) || self.has_called()
     }
 
     fn has_called(&self) -> bool {

@@ -160,7 +160,7 @@ impl Reader {
     /// next revision.
     fn read(&mut self, store: &Store, sayings: &mut Sayings, sent: i64, batches: usize) {
         for _ in 0..batches {
-            if let Some((saying, _)) = sayings.read(&self.log, self.seat, &mut self.cursor) {
+            if let Some((saying, _)) = sayings.read(&self.log, self.seat, &mut self.cursor, 64 << 10) {
                 self.out.extend_from_slice(&saying.bytes);
                 continue;
             }

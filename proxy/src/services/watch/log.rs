@@ -20,6 +20,7 @@ use tokio::{
 
 mod batch;
 mod budget;
+mod merge;
 mod readers;
 mod run;
 

@@ -17,9 +17,6 @@ use super::{
     log::{Batch, Log, Run, RunOf, Seat},
 };
 
-/// The bytes of events that are made ready for one watch at a time.
-const MAX_RUN: u64 = 64 << 10;
-
 /// What is kept ready on each thread; more than the watches of a few hundred ids say in a turn under load.
 const MAX_BYTES: usize = 2 << 20;
 /// Short ones are many in that, and each takes a place in the table.
@@ -73,8 +70,8 @@ pub struct Sayings {
 
 impl Sayings {
     /// Reads on for a watch that is shown all that comes, if others read the same log and it says nothing but events
-    /// there: some messages at once, and whether there may be more.
-    pub fn read(&mut self, log: &Log, seat: Seat, cursor: &mut Cursor) -> Option<(Saying, bool)> {
+    /// there: messages with about so many bytes of events at once, and whether there may be more.
+    pub fn read(&mut self, log: &Log, seat: Seat, cursor: &mut Cursor, max_run: u64) -> Option<(Saying, bool)> {
         if cursor.part.is_some() || !cursor.wishes.are_plain() {
             return None;
         }
@@ -82,7 +79,7 @@ impl Sayings {
         let words = |run| Words { run, watch_id, prev_kv };
         let known = |run| self.known.get(&words(run)).cloned();
         let since = (cursor.next_revision, cursor.told_revision);
-        let (content, may_be_more) = log.read_run(seat, since, MAX_RUN, known)?;
+        let (content, may_be_more) = log.read_run(seat, since, max_run, known)?;
         let saying = match content {
             RunOf::Known(saying) => saying,
             RunOf::Batches(run, batches) => self.make(words(run), &batches),

@@ -17,10 +17,12 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 mod asking;
+mod resting;
 mod showing;
 
 use super::{
     bell::Bell,
+    crowd::Crowds,
     cursor::Cursor,
     hub::Hub,
     inbox::Inbox,
@@ -37,6 +39,7 @@ use crate::{
     },
 };
 use asking::Asked;
+use resting::Resting;
 
 /// Bytes that are made ready for one client before its window is asked for more.
 const OUT_HIGH_WATER: usize = 64 * 1024;
@@ -50,6 +53,9 @@ pub struct Session {
     connection: Arc<Connection>,
     feed: Arc<LiveFeed>,
     bell: Arc<Bell>,
+    /// Where its stream may go while it has nothing to do; and the number of the stream that is there.
+    crowds: Option<Arc<Crowds>>,
+    resting: Option<Resting>,
     inbox: Arc<Inbox>,
     /// Among the sessions of its feed.
     place: Place,
@@ -89,8 +95,12 @@ struct Watch {
 
 /// Where a watch reads.
 enum Source {
-    Live { seat: Seat },
+    Live {
+        seat: Seat,
+    },
     CatchUp(Box<CatchUp>),
+    /// It does not: its stream is with others, who are told the same.
+    Crowd,
 }
 
 /// What a session does next.
@@ -110,7 +120,7 @@ enum Turn {
 
 impl Session {
     /// `bell` is that of the thread that serves the session.
-    pub fn new(hub: &Arc<Hub>, bell: &Arc<Bell>, caller: &Caller) -> Self {
+    pub fn new(hub: &Arc<Hub>, bell: &Arc<Bell>, caller: &Caller, crowds: Option<Arc<Crowds>>) -> Self {
         hub.metrics.watch_streams.inc();
         let (feed, inbox) = (hub.feed(caller), Inbox::at(bell));
         Self {
@@ -119,6 +129,8 @@ impl Session {
             hub: hub.clone(),
             connection: caller.connection.clone(),
             bell: bell.clone(),
+            crowds,
+            resting: None,
             inbox,
             watches: Watches::default(),
             next_id: 0,
@@ -149,6 +161,10 @@ impl Session {
         loop {
             // A client that is sent much, or asks for much, lets others have their turn.
             tokio::task::consume_budget().await;
+            if self.resting.is_some() {
+                self.rest(&mut passed).await;
+                self.rise(replies)?;
+            }
             let progress = self.inbox.take(&mut ready);
             ready.drain(..).for_each(|number| self.give_turn(number));
             self.turns.extend(progress.map(|header| Turn::Progress(Box::new(header))));
@@ -198,6 +214,7 @@ impl Session {
                     }
                 }
                 match has_room && !may_send_more {
+                    true if self.lie_down(replies, half_closed || !look_for_requests) => Poll::Ready(Ok(Step::Turn)),
                     true => self.inbox.poll_heard(context).map(|()| Ok(Step::Turn)),
                     false if may_send_more => Poll::Ready(Ok(Step::Turn)),
                     false => self.inbox.poll_called(context).map(|()| Ok(Step::Turn)),
@@ -253,6 +270,7 @@ impl Watch {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.leave_for_good();
         self.feed.sessions.leave(self.place);
         self.watches.numbers().for_each(|number| self.remove(number));
         self.hub.metrics.watch_streams.dec();

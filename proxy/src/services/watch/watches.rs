@@ -39,6 +39,15 @@ impl<T> Watches<T> {
         self.places.len() - self.free.len()
     }
 
+    /// The number of the only watch there is.
+    pub fn only(&self) -> Option<Number> {
+        if self.len() != 1 {
+            return None;
+        }
+        let at = self.places.iter().position(Option::is_some)?;
+        Number::try_from(at).ok()
+    }
+
     /// Keeps a place for a watch with this id, and says its number; [`Watches::put`] must follow.
     pub fn reserve(&mut self, id: i64) -> Number {
         let number = self.free.pop().unwrap_or_else(|| {

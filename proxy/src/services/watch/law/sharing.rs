@@ -231,7 +231,7 @@ impl Client {
             }
             return false;
         };
-        if let Some((saying, may_be_more)) = sayings.read(&self.live.log, seat, &mut self.cursor) {
+        if let Some((saying, may_be_more)) = sayings.read(&self.live.log, seat, &mut self.cursor, 64 << 10) {
             self.out.extend_from_slice(&saying.bytes);
             return may_be_more;
         }

@@ -23,6 +23,9 @@ const MAX_ENDED_IDS: usize = 10_000;
 /// `--watch-progress-notify-interval` is by default.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 
+/// The bytes of events that are made ready for one watch at a time.
+const MAX_RUN: u64 = 64 << 10;
+
 impl Session {
     pub(super) fn give_turn(&mut self, number: Number) {
         if let Some(watch) = self.watches.get_mut(number)
@@ -69,8 +72,9 @@ impl Session {
         let (log, seat) = match &watch.source {
             Source::Live { seat } => (&watch.live.log, *seat),
             Source::CatchUp(own) => (&own.log, own.seat),
+            Source::Crowd => return false,
         };
-        let said = self.bell.sayings().read(log, seat, &mut watch.cursor);
+        let said = self.bell.sayings().read(log, seat, &mut watch.cursor, MAX_RUN);
         if let Some((saying, may_be_more)) = said {
             if watch.cursor.wishes.progress_notify {
                 watch.last_shown = Instant::now();
@@ -156,11 +160,11 @@ impl Session {
 
     /// Looks for a watch's place anew, when what it read from has ended or dropped what comes next. It has been shown
     /// all before `next_revision`.
-    fn relocate(&mut self, number: Number, next_revision: i64) {
+    pub(super) fn relocate(&mut self, number: Number, next_revision: i64) {
         let Some(mut watch) = self.watches.take(number) else { return };
         watch.leave();
         match watch.source {
-            Source::Live { .. } => watch.live.look_again(),
+            Source::Live { .. } | Source::Crowd => watch.live.look_again(),
             Source::CatchUp(_) => watch.live.look_again_from_outside(),
         }
         watch.cursor.next_revision = watch.cursor.next_revision.max(next_revision);

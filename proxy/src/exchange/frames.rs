@@ -2,7 +2,7 @@
 //! peer asks of us is known by counting them.
 
 /// The bytes before each frame's payload.
-const HEAD_LEN: usize = 9;
+pub const HEAD_LEN: usize = 9;
 
 /// The type of a frame, of those that matter here.
 pub mod kind {
@@ -12,6 +12,7 @@ pub mod kind {
     pub const SETTINGS: u8 = 4;
     pub const PING: u8 = 6;
     pub const GOAWAY: u8 = 7;
+    pub const WINDOW_UPDATE: u8 = 8;
 }
 
 /// The flag of a PING or SETTINGS that answers one.
@@ -20,7 +21,7 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 
 /// What a frame says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
     pub len: u32,
     pub kind: u8,
@@ -40,6 +41,12 @@ impl Head {
         }
     }
 
+    pub fn write(self) -> [u8; HEAD_LEN] {
+        let [_, a, b, c] = self.len.to_be_bytes();
+        let [d, e, f, g] = self.stream.to_be_bytes();
+        [a, b, c, self.kind, self.flags, d, e, f, g]
+    }
+
     pub fn is_ack(self) -> bool {
         self.flags & ACK != 0
     }
@@ -52,40 +59,76 @@ impl Head {
 /// A place in a stream of frames. Any bytes at all are frames to it, so it cannot fail; it holds nine bytes.
 #[derive(Debug)]
 pub struct Scanner {
-    head: [u8; HEAD_LEN],
-    held: usize,
+    held: [u8; HEAD_LEN],
+    held_len: usize,
     /// Bytes until the next head begins.
-    skip: usize,
+    left: usize,
+    /// Whose payload they are.
+    head: Head,
+}
+
+/// What a scanner has come upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// A head that is whole now.
+    Head(Head),
+    /// Some of the payload of the frame with this head.
+    Payload(Head, &'a [u8]),
 }
 
 impl Scanner {
     /// `skip` bytes come before the first frame.
     pub fn new(skip: usize) -> Self {
-        Self { head: [0; HEAD_LEN], held: 0, skip }
+        Self { held: [0; HEAD_LEN], held_len: 0, left: skip, head: Head::default() }
     }
 
-    /// Takes the next bytes of the stream and shows each head that they complete.
-    pub fn scan(&mut self, mut bytes: &[u8], mut see: impl FnMut(Head)) {
+    /// Takes the next bytes of the stream and shows what they are.
+    pub fn scan(&mut self, mut bytes: &[u8], mut see: impl FnMut(Part<'_>)) {
         while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            bytes = &bytes[skipped..];
-            let taken = (HEAD_LEN - self.held).min(bytes.len());
-            self.head[self.held..self.held + taken].copy_from_slice(&bytes[..taken]);
-            self.held += taken;
-            bytes = &bytes[taken..];
-            if self.held == HEAD_LEN {
-                let head = Head::read(self.head);
-                self.held = 0;
-                self.skip = head.len as usize;
-                see(head);
+            let payload = self.payload(&mut bytes, usize::MAX);
+            if !payload.is_empty() {
+                see(Part::Payload(self.head, payload));
+            }
+            if let Some(head) = self.next_head(&mut bytes) {
+                see(Part::Head(head));
             }
         }
     }
 
+    /// Takes what comes next of the payload that is passing, up to `most` bytes.
+    pub fn payload<'a>(&mut self, bytes: &mut &'a [u8], most: usize) -> &'a [u8] {
+        let (payload, rest) = bytes.split_at(self.left.min(bytes.len()).min(most));
+        self.left -= payload.len();
+        *bytes = rest;
+        payload
+    }
+
+    /// Takes what comes next of the head of a frame, which must come next, and says whether it is whole now.
+    pub fn next_head(&mut self, bytes: &mut &[u8]) -> Option<Head> {
+        if self.left > 0 {
+            return None;
+        }
+        let (taken, rest) = bytes.split_at((HEAD_LEN - self.held_len).min(bytes.len()));
+        self.held[self.held_len..self.held_len + taken.len()].copy_from_slice(taken);
+        self.held_len += taken.len();
+        *bytes = rest;
+        if self.held_len < HEAD_LEN {
+            return None;
+        }
+        self.held_len = 0;
+        self.head = Head::read(self.held);
+        self.left = self.head.len as usize;
+        Some(self.head)
+    }
+
+    /// Whether a payload is passing, so that no other frame can begin.
+    pub fn is_in_payload(&self) -> bool {
+        self.left > 0
+    }
+
     /// Whether a frame of one's own may be put here without cutting another in two.
     pub fn is_between_frames(&self) -> bool {
-        self.held == 0 && self.skip == 0
+        self.held_len == 0 && self.left == 0
     }
 }
 
@@ -95,10 +138,14 @@ mod tests {
 
     use super::*;
 
+    fn note(heads: &mut Vec<Head>, part: Part<'_>) {
+        if let Part::Head(head) = part {
+            heads.push(head);
+        }
+    }
+
     fn put(stream: &mut Vec<u8>, head: Head) {
-        stream.extend_from_slice(&head.len.to_be_bytes()[1..]);
-        stream.extend_from_slice(&[head.kind, head.flags]);
-        stream.extend_from_slice(&head.stream.to_be_bytes());
+        stream.extend_from_slice(&head.write());
         // A payload that looks like heads must not be taken for any.
         stream.resize(stream.len() + head.len as usize, kind::PING);
     }
@@ -114,7 +161,7 @@ mod tests {
         crate::foreign::damaged(&[&stream], |bytes| {
             let scan = |step: usize| {
                 let (mut scanner, mut heads) = (Scanner::new(3), Vec::new());
-                bytes.chunks(step).for_each(|piece| scanner.scan(piece, |head| heads.push(head)));
+                bytes.chunks(step).for_each(|piece| scanner.scan(piece, |part| note(&mut heads, part)));
                 heads
             };
             assert_eq!(scan(bytes.len().max(1)), scan(5));
@@ -127,7 +174,7 @@ mod tests {
         while !rest.is_empty() {
             let size = sizes.next().map_or(1, |size| *size).clamp(1, rest.len());
             let (piece, later) = rest.split_at(size);
-            scanner.scan(piece, |head| heads.push(head));
+            scanner.scan(piece, |part| note(&mut heads, part));
             rest = later;
         }
         heads
@@ -151,8 +198,17 @@ mod tests {
                 put(&mut stream, *head);
             }
             let mut scanner = Scanner::new(skip);
-            prop_assert_eq!(scan_in_pieces(&mut scanner, &stream, &sizes), heads);
+            prop_assert_eq!(scan_in_pieces(&mut scanner, &stream, &sizes), heads.clone());
             prop_assert!(scanner.is_between_frames());
+            let mut payloads = vec![0; heads.len()];
+            let (mut scanner, mut at) = (Scanner::new(skip), 0);
+            stream.chunks(sizes[0]).for_each(|piece| scanner.scan(piece, |part| match part {
+                Part::Head(_) => at += 1,
+                Part::Payload(_, payload) if at > 0 => payloads[at - 1] += payload.len(),
+                Part::Payload(..) => (),
+            }));
+            let lens: Vec<usize> = heads.iter().map(|head| head.len as usize).collect();
+            prop_assert_eq!(payloads, lens);
         }
 
         #[test]

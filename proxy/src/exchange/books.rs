@@ -1,0 +1,336 @@
+//! Keeps the windows of streams whose DATA is written below HTTP/2 and HTTP/2's own belief about them in step.
+//!
+//! HTTP/2 is exact and dear: each DATA frame that it sends is queued, scheduled and debited by itself. Frames of events
+//! that many streams are sent alike are written beside it ([`Below`]), and it is told of them in lumps. Before any are
+//! written it is made to send as many bytes of nothing on one of the streams, which are swallowed on their way out: so it
+//! has taken them from the connection's window, and nobody else can spend them. Which stream a lump is debited to
+//! changes in turn, and a stream that goes back to HTTP/2 is settled: what is still owed is sent as nothing, and what
+//! was debited too early is given back by a WINDOW_UPDATE of our own. Pure: bytes and numbers in, numbers out.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+#[cfg(test)]
+mod law;
+
+use super::frames::{Head, Part, kind};
+
+/// Where frames are written below HTTP/2.
+pub trait Below {
+    /// Makes room for a frame with so much payload; `Pending` while there is none, or HTTP/2 is within a frame of its own.
+    fn poll_room(&mut self, context: &mut Context<'_>, payload: usize) -> Poll<io::Result<()>>;
+
+    /// Writes a DATA frame, for which there is room.
+    fn put(&mut self, stream: u32, payload: &[u8], now: Instant);
+}
+
+/// The most that a DATA frame may hold whatever the client's settings are.
+pub const MAX_PAYLOAD: usize = 16 << 10;
+
+/// What HTTP/2 says a stream may be sent until the client says something else.
+const DEFAULT_WINDOW: i64 = 65_535;
+/// The setting that changes it, of six bytes with its value.
+const SETTINGS_INITIAL_WINDOW_SIZE: u16 = 4;
+const SETTING_LEN: usize = 6;
+
+/// Streams of which it is kept what the client granted them before anyone said that they are to be followed. It is looked
+/// through by the number of the stream; one that falls out of it is never followed, which is right and a little slower.
+const MAX_EARLY: usize = 64;
+
+/// A stream that is followed.
+#[derive(Debug, Default)]
+struct Followed {
+    stream: u32,
+    is_below: bool,
+    has_ended: bool,
+    /// What the client lets it be sent, in truth.
+    window: i64,
+    /// What HTTP/2 sent on it.
+    passed: u64,
+    /// What was written below HTTP/2 and HTTP/2 has not debited; negative where it was debited before.
+    owed: i64,
+    /// Bytes of nothing that HTTP/2 was given and has not sent.
+    ordered: i64,
+}
+
+/// Where a followed stream stands in the books.
+pub type Entry = u32;
+
+/// One per connection.
+#[derive(Debug)]
+pub struct Books {
+    initial_window: i64,
+    entries: Vec<Followed>,
+    free: Vec<Entry>,
+    by_stream: HashMap<u32, Entry>,
+    early: VecDeque<(u32, i64)>,
+    /// Streams up to this one may have been granted something that nobody has noted.
+    unknown_upto: u32,
+    /// Bytes of the connection's window that HTTP/2 has debited and nobody has used.
+    credit: i64,
+    /// Bytes of nothing that are on their way, on all streams.
+    ordered: i64,
+    /// Streams below HTTP/2 that have ended and whose owner has not heard of it.
+    ended: Vec<u32>,
+    /// Frames that HTTP/2 is to read as if the client had sent them.
+    for_http2: VecDeque<u8>,
+    /// A setting or an increment that has come in part.
+    partial: [u8; SETTING_LEN],
+    partial_len: usize,
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        Self {
+            initial_window: DEFAULT_WINDOW,
+            entries: Vec::new(),
+            free: Vec::new(),
+            by_stream: HashMap::new(),
+            early: VecDeque::new(),
+            unknown_upto: 0,
+            credit: 0,
+            ordered: 0,
+            ended: Vec::new(),
+            for_http2: VecDeque::new(),
+            partial: [0; SETTING_LEN],
+            partial_len: 0,
+        }
+    }
+}
+
+impl Books {
+    /// Follows a stream on which nothing has been sent yet, if it is known what its client has granted it.
+    pub fn follow(&mut self, stream: u32) {
+        if stream <= self.unknown_upto || self.by_stream.contains_key(&stream) {
+            return;
+        }
+        let early = self.early.iter().position(|(known, _)| *known == stream);
+        let granted = early.and_then(|at| self.early.remove(at)).map_or(0, |(_, granted)| granted);
+        let entry = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Followed::default());
+            Entry::try_from(self.entries.len() - 1).expect("HTTP/2 has no more streams than that")
+        });
+        self.entries[entry as usize] =
+            Followed { stream, window: self.initial_window + granted, ..Followed::default() };
+        self.by_stream.insert(stream, entry);
+    }
+
+    /// Notes what has come from the client.
+    pub fn received(&mut self, part: Part<'_>) {
+        match part {
+            Part::Head(head) => {
+                self.partial_len = 0;
+                if head.kind == kind::RST_STREAM {
+                    self.end(head.stream);
+                }
+            }
+            Part::Payload(head, bytes) => match head.kind {
+                kind::WINDOW_UPDATE if head.stream > 0 => self.gather(bytes, 4, |books, payload| {
+                    let increment = u32::from_be_bytes([payload[0], payload[1], payload[2], payload[3]]);
+                    books.grant(head.stream, i64::from(increment & (u32::MAX >> 1)));
+                }),
+                kind::SETTINGS => self.gather(bytes, SETTING_LEN, |books, payload| {
+                    let value = u32::from_be_bytes([payload[2], payload[3], payload[4], payload[5]]);
+                    if u16::from_be_bytes([payload[0], payload[1]]) == SETTINGS_INITIAL_WINDOW_SIZE {
+                        books.set_initial_window(i64::from(value));
+                    }
+                }),
+                _ => (),
+            },
+        }
+    }
+
+    /// Hands out each piece of so many bytes that is whole.
+    fn gather(&mut self, mut bytes: &[u8], len: usize, mut with: impl FnMut(&mut Self, [u8; SETTING_LEN])) {
+        while !bytes.is_empty() {
+            let (taken, rest) = bytes.split_at((len - self.partial_len).min(bytes.len()));
+            self.partial[self.partial_len..self.partial_len + taken.len()].copy_from_slice(taken);
+            self.partial_len += taken.len();
+            bytes = rest;
+            if self.partial_len == len {
+                self.partial_len = 0;
+                with(self, self.partial);
+            }
+        }
+    }
+
+    fn grant(&mut self, stream: u32, increment: i64) {
+        if let Some(entry) = self.by_stream.get(&stream) {
+            self.entries[*entry as usize].window += increment;
+            return;
+        }
+        if let Some((_, granted)) = self.early.iter_mut().find(|(known, _)| *known == stream) {
+            *granted += increment;
+            return;
+        }
+        if self.early.len() == MAX_EARLY
+            && let Some((forgotten, _)) = self.early.pop_front()
+        {
+            self.unknown_upto = self.unknown_upto.max(forgotten);
+        }
+        self.early.push_back((stream, increment));
+    }
+
+    /// HTTP/2 moves all windows by the difference.
+    fn set_initial_window(&mut self, initial: i64) {
+        let difference = initial - std::mem::replace(&mut self.initial_window, initial);
+        self.entries.iter_mut().for_each(|entry| entry.window += difference);
+    }
+
+    /// Notes a frame that HTTP/2 sends. Says whether it is one of nothing, which is not to reach the client.
+    pub fn sent(&mut self, head: Head) -> bool {
+        match head.kind {
+            kind::DATA => {
+                if let Some(entry) = self.by_stream.get(&head.stream) {
+                    let (entry, len) = (&mut self.entries[*entry as usize], i64::from(head.len));
+                    if entry.ordered > 0 {
+                        entry.ordered -= len;
+                        entry.owed -= len;
+                        self.ordered -= len;
+                        self.credit += len;
+                        return true;
+                    }
+                    entry.window -= len;
+                    entry.passed += u64::from(head.len);
+                }
+                if head.ends_stream() {
+                    self.end(head.stream);
+                }
+            }
+            kind::HEADERS if head.ends_stream() => self.end(head.stream),
+            kind::RST_STREAM => self.end(head.stream),
+            _ => (),
+        }
+        false
+    }
+
+    fn end(&mut self, stream: u32) {
+        let Some(entry) = self.by_stream.remove(&stream) else { return };
+        let ended = &mut self.entries[entry as usize];
+        // HTTP/2 has thrown away what it had not sent.
+        self.ordered -= std::mem::take(&mut ended.ordered);
+        if ended.is_below {
+            ended.has_ended = true;
+            self.ended.push(stream);
+        } else {
+            self.free.push(entry);
+        }
+    }
+
+    /// The entry of a stream on which HTTP/2 has sent all of so many bytes, so that what is written now comes after them.
+    /// None as long as that is not so.
+    pub fn flushed(&self, stream: u32, bytes: u64) -> Option<Entry> {
+        let entry = *self.by_stream.get(&stream)?;
+        let Followed { passed, owed, ordered, .. } = self.entries[entry as usize];
+        (passed == bytes && owed == 0 && ordered == 0).then_some(entry)
+    }
+
+    /// From now on the DATA of this stream is written below HTTP/2.
+    pub fn take_below(&mut self, entry: Entry) {
+        self.entries[entry as usize].is_below = true;
+    }
+
+    /// HTTP/2 may send on this stream again, if first it sends as many bytes of nothing as this says.
+    pub fn give_back(&mut self, entry: Entry) -> usize {
+        let Self { entries, ordered, .. } = self;
+        let back = &mut entries[entry as usize];
+        if std::mem::take(&mut back.has_ended) {
+            self.free.push(entry);
+            return 0;
+        }
+        back.is_below = false;
+        let owed = back.owed - back.ordered;
+        if owed >= 0 {
+            back.ordered += owed;
+            *ordered += owed;
+            return usize::try_from(owed).expect("it is not negative");
+        }
+        back.owed -= owed;
+        let stream = back.stream;
+        self.tell_http2(stream, -owed);
+        0
+    }
+
+    /// The stream of an entry, if its client takes so many bytes now.
+    pub fn takes(&self, entry: Entry, len: usize) -> Option<u32> {
+        let Followed { stream, window, has_ended, .. } = self.entries[entry as usize];
+        (window >= len as i64 && !has_ended).then_some(stream)
+    }
+
+    /// Whether what is written next has been paid for.
+    pub fn has_credit(&self, len: usize) -> bool {
+        self.credit >= len as i64
+    }
+
+    /// How many of so many bytes are neither paid for nor on their way to be.
+    pub fn lacks(&self, len: usize) -> usize {
+        usize::try_from(len as i64 - self.credit - self.ordered).unwrap_or(0)
+    }
+
+    /// Notes that a frame with so many bytes was written, which were there and paid for.
+    pub fn wrote(&mut self, entry: Entry, len: usize) {
+        let entry = &mut self.entries[entry as usize];
+        entry.window -= len as i64;
+        entry.owed += len as i64;
+        self.credit -= len as i64;
+    }
+
+    /// How many bytes of nothing HTTP/2 would send on this stream.
+    pub fn may_order(&self, entry: Entry) -> usize {
+        let Followed { window, owed, ordered, has_ended, .. } = self.entries[entry as usize];
+        if has_ended { 0 } else { usize::try_from(window + owed - ordered).unwrap_or(0) }
+    }
+
+    /// Notes that HTTP/2 was given so many bytes of nothing to send on this stream.
+    pub fn order(&mut self, entry: Entry, len: usize) {
+        self.entries[entry as usize].ordered += len as i64;
+        self.ordered += len as i64;
+    }
+
+    /// Whether HTTP/2 has bytes of nothing to send.
+    pub fn has_ordered(&self) -> bool {
+        self.ordered > 0
+    }
+
+    /// Gives back what was paid for and is not needed.
+    pub fn return_credit(&mut self) {
+        let credit = std::mem::take(&mut self.credit);
+        self.tell_http2(0, credit);
+    }
+
+    /// Takes a stream that was below HTTP/2 and has ended.
+    pub fn next_ended(&mut self) -> Option<u32> {
+        self.ended.pop()
+    }
+
+    fn tell_http2(&mut self, stream: u32, mut increment: i64) {
+        while increment > 0 {
+            let now = u32::try_from(increment).unwrap_or(u32::MAX).min(u32::MAX >> 1);
+            increment -= i64::from(now);
+            let head = Head { len: 4, kind: kind::WINDOW_UPDATE, flags: 0, stream };
+            self.for_http2.extend(head.write());
+            self.for_http2.extend(now.to_be_bytes());
+        }
+    }
+
+    /// How many bytes HTTP/2 has to read that the client did not send.
+    pub fn for_http2(&self) -> usize {
+        self.for_http2.len()
+    }
+
+    /// Hands that to HTTP/2, up to as many bytes as there is room for.
+    pub fn read_for_http2(&mut self, room: usize, mut with: impl FnMut(&[u8])) {
+        let most = room.min(self.for_http2.len());
+        let (first, second) = self.for_http2.as_slices();
+        let (first, rest) = first.split_at(most.min(first.len()));
+        with(first);
+        if rest.is_empty() {
+            with(&second[..most - first.len()]);
+        }
+        self.for_http2.drain(..most);
+    }
+}
