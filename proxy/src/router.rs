@@ -1,7 +1,6 @@
 //! One request: refuse it, understand it, or let it through. Only this file knows which lane an RPC takes.
 
 use std::{
-    pin::Pin,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -33,7 +32,7 @@ use crate::{
         leasing::{Leasing, Served},
         ordering::Ordering,
         watch,
-        watch::{bell::Bell, hub::Hub},
+        watch::{bell::Bell, hub::Hub, session::Session},
     },
     upstream::Upstream,
 };
@@ -66,8 +65,8 @@ pub struct Router {
 /// How far a call was served where it came in.
 enum Dispatched {
     Ended(Outcome),
-    /// It goes on by itself.
-    Watching(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+    /// It goes on by itself, with its messages in and out.
+    Watching(Box<(Session, Requests, Replies)>),
 }
 
 /// What is noted when a call has ended, and what it holds until then.
@@ -142,7 +141,9 @@ impl Router {
                             // This task holds the head of the request and has room for a call of any kind. Watches are
                             // many and live long, so each goes on in a task that has what it needs and no more.
                             Dispatched::Watching(watching) => {
-                                tokio::spawn(async move { ending.ended(watching.await.unwrap_or(Code::Cancelled)) });
+                                let (session, requests, replies) = *watching;
+                                let ended = |outcome: Outcome| ending.ended(outcome.unwrap_or(Code::Cancelled));
+                                tokio::spawn(watch::serve(session, requests, replies, deadline, ended));
                                 return;
                             }
                         }
@@ -220,8 +221,8 @@ impl Router {
                 Box::pin(forward.serve(&caller, method, requests, replies, deadline)).await
             }
             Lane::Watch => {
-                let watching = watch::serve(&self.hub, &self.bell, &caller, crowds, requests, replies, deadline);
-                return Dispatched::Watching(Box::pin(watching));
+                let session = Session::new(&self.hub, &self.bell, &caller, crowds);
+                return Dispatched::Watching(Box::new((session, requests, replies)));
             }
             Lane::KeepAlive => Box::pin(self.keepalives.serve(&caller, requests, replies, deadline)).await,
             Lane::LeaseLeases if caller.namespace().is_empty() => {

@@ -25,30 +25,33 @@ use crate::{
 pub struct Requests {
     stream: RecvStream,
     decoder: Decoder,
-    encoding: Option<HeaderValue>,
-    limit: usize,
+    /// Whether messages may be compressed as etcd takes them.
+    is_gzip: bool,
+    /// How else they may be, which etcd refuses. Boxed twice, since nobody does so, and watches are many.
+    other_encoding: Option<Box<Box<str>>>,
     /// Whether the RPC takes one message and is carried out when it is here, whatever may follow.
     is_unary: bool,
     messages: Messages,
     volume: Option<Arc<Volume>>,
-    /// A whole request that was collected, to be collected again.
-    put_back: Option<Bytes>,
+    /// A whole request that was collected, to be collected again. Boxed, since few are, and watches are many.
+    put_back: Option<Box<Bytes>>,
     throttle: Option<Box<Throttle>>,
     note: Option<Arc<Note>>,
 }
 
-/// The one encoding that etcd takes.
-const GZIP: &str = "gzip";
-
 impl Requests {
     /// `limit` bounds one message, in bytes without framing.
     pub fn new(stream: RecvStream, headers: &HeaderMap, limit: usize) -> Self {
-        let encoding = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity").cloned();
+        let (is_gzip, other_encoding) = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => (false, None),
+            Some(b"gzip") => (true, None),
+            Some(other) => (false, Some(Box::new(String::from_utf8_lossy(other).into()))),
+        };
         Self {
             stream,
             decoder: Decoder::new(limit),
-            encoding,
-            limit,
+            is_gzip,
+            other_encoding,
             is_unary: false,
             messages: Messages::default(),
             volume: None,
@@ -126,8 +129,9 @@ impl Requests {
     /// call does not wait for the client to close its half.
     pub async fn collect(&mut self) -> Result<Bytes, Status> {
         if let Some(body) = self.put_back.take() {
-            return Ok(body);
+            return Ok(*body);
         }
+        let limit = self.decoder.limit();
         let mut first: Option<Bytes> = None;
         let mut joined = BytesMut::new();
         while let Some(data) = self.data().await {
@@ -141,14 +145,14 @@ impl Requests {
                 }
             }
             if let Some(size) = framing::announced(first.as_deref().unwrap_or(&joined)) {
-                if size > self.limit {
+                if size > limit {
                     return Err(self.too_large(size));
                 }
                 if self.is_unary && held >= framing::PREFIX_LEN + size {
                     break;
                 }
             }
-            if held > self.limit + framing::PREFIX_LEN {
+            if held > limit + framing::PREFIX_LEN {
                 // Another message follows the first.
                 return Err(self.too_large(held));
             }
@@ -165,7 +169,7 @@ impl Requests {
 
     /// Leaves a request that was collected to whoever collects it next.
     pub fn put_back(&mut self, body: Bytes) {
-        self.put_back = Some(body);
+        self.put_back = Some(Box::new(body));
     }
 
     /// The one message of a request that must be understood.
@@ -176,7 +180,7 @@ impl Requests {
             Ok(Some((compressed, size))) => match body[framing::PREFIX_LEN..].get(..size) {
                 Some(message) if compressed => self.inflate(&body.slice_ref(message)),
                 Some(message) => Ok(body.slice_ref(message)),
-                None if size > self.limit => Err(self.too_large(size)),
+                None if size > self.decoder.limit() => Err(self.too_large(size)),
                 None => Err(status::unary_request_cut_short()),
             },
             Ok(None) => Err(status::no_request()),
@@ -211,19 +215,14 @@ impl Requests {
 
     /// etcd takes gzip and nothing else, and refuses a request that may be compressed otherwise though it is not.
     fn check_encoding(&self) -> Result<(), Status> {
-        match &self.encoding {
-            Some(encoding) if encoding != GZIP => {
-                Err(status::compressed(&String::from_utf8_lossy(encoding.as_bytes())))
-            }
-            _ => Ok(()),
-        }
+        self.other_encoding.as_ref().map_or(Ok(()), |encoding| Err(status::compressed(encoding)))
     }
 
     fn too_large(&self, size: usize) -> Status {
         if let Some(throttle) = &self.throttle {
             throttle.refused_for_size();
         }
-        status::message_too_large(size, self.limit)
+        status::message_too_large(size, self.decoder.limit())
     }
 
     fn refuse_frame(&self, error: framing::FramingError) -> Status {
@@ -234,11 +233,12 @@ impl Requests {
     }
 
     fn inflate(&self, message: &Bytes) -> Result<Bytes, Status> {
-        if self.encoding.is_none() {
+        if !self.is_gzip && self.other_encoding.is_none() {
             return Err(status::compressed_without_encoding());
         }
-        framing::gunzip(message, self.limit).map_err(|error| match error {
-            framing::GunzipError::TooLarge => status::inflated_too_large(self.limit),
+        let limit = self.decoder.limit();
+        framing::gunzip(message, limit).map_err(|error| match error {
+            framing::GunzipError::TooLarge => status::inflated_too_large(limit),
             framing::GunzipError::Broken(error) => status::undeflatable(error),
         })
     }

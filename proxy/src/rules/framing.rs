@@ -36,6 +36,11 @@ impl Decoder {
         Self { buffer: BytesMut::new(), limit }
     }
 
+    /// What bounds one message.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub fn push(&mut self, data: &Bytes) {
         self.buffer.extend_from_slice(data);
     }
@@ -52,8 +57,13 @@ impl Decoder {
             self.buffer.reserve((PREFIX_LEN + size - self.buffer.len()).min(1 << 20));
             return Ok(None);
         }
-        self.buffer.advance(PREFIX_LEN);
-        Ok(Some(Message { compressed, bytes: self.buffer.split_to(size).freeze() }))
+        // The last message takes the buffer with it: who asks seldom shall hold nothing meanwhile.
+        let mut bytes = match self.buffer.len() - PREFIX_LEN == size {
+            true => std::mem::take(&mut self.buffer),
+            false => self.buffer.split_to(PREFIX_LEN + size),
+        };
+        bytes.advance(PREFIX_LEN);
+        Ok(Some(Message { compressed, bytes: bytes.freeze() }))
     }
 
     /// Whether the stream could end here without cutting a message short whose length is known.
@@ -78,9 +88,9 @@ pub fn parse_prefix(bytes: &[u8]) -> Result<Option<(bool, usize)>, FramingError>
 pub struct Skimmer {
     /// What has passed of the prefix of a message.
     prefix: [u8; PREFIX_LEN],
-    prefix_length: usize,
+    prefix_length: u8,
     /// What is left of the message that is passing.
-    left: usize,
+    left: u32,
 }
 
 impl Skimmer {
@@ -88,18 +98,20 @@ impl Skimmer {
     pub fn next_prefix(&mut self, data: &mut &[u8]) -> Option<[u8; PREFIX_LEN]> {
         while !data.is_empty() {
             if self.left > 0 {
-                let passed = self.left.min(data.len());
-                self.left -= passed;
+                let passed = (self.left as usize).min(data.len());
+                // No more passes than is left, which is of the same size.
+                self.left -= passed as u32;
                 *data = &data[passed..];
                 continue;
             }
-            let wanted = (PREFIX_LEN - self.prefix_length).min(data.len());
-            self.prefix[self.prefix_length..self.prefix_length + wanted].copy_from_slice(&data[..wanted]);
-            self.prefix_length += wanted;
+            let held = usize::from(self.prefix_length);
+            let wanted = (PREFIX_LEN - held).min(data.len());
+            self.prefix[held..held + wanted].copy_from_slice(&data[..wanted]);
+            self.prefix_length += wanted as u8;
             *data = &data[wanted..];
-            if self.prefix_length == PREFIX_LEN {
+            if held + wanted == PREFIX_LEN {
                 let [_, size @ ..] = self.prefix;
-                self.left = u32::from_be_bytes(size) as usize;
+                self.left = u32::from_be_bytes(size);
                 self.prefix_length = 0;
                 return Some(self.prefix);
             }

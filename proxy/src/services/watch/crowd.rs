@@ -13,30 +13,32 @@ use std::{
     time::Instant,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 use h2::SendStream;
 
 mod members;
+mod reading;
+mod state;
 
 use super::{
     bell::Bell,
     cursor::{Cursor, Wishes},
     hub::Hub,
     inbox::Inbox,
-    log::{Log, LogId, Read, Seat},
+    log::{Log, LogId, Seat},
     sayings::Saying,
     watches::Number,
 };
 use crate::{
     exchange::{
-        books::{Below, Books, Entry, MAX_PAYLOAD},
+        books::{Below, Books, MAX_PAYLOAD},
         frames::HEAD_LEN,
     },
     metrics::Messages,
-    rules::{caller::Connection, framing::Skimmer},
+    rules::caller::Connection,
 };
-use members::{Members, Rest, send_nothing};
+use members::Members;
 
 /// The bytes of events that are read at once. With what stands before each message they fit into [`MAX_SAID`].
 const MAX_RUN: u64 = 8 << 10;
@@ -411,190 +413,4 @@ impl Crowds {
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Crowd {
-    fn new(alike: Alike, first: &Joining) -> Self {
-        Self {
-            alike,
-            log: first.log.clone(),
-            seat: first.seat,
-            cursor: first.cursor.clone(),
-            header: first.header,
-            members: Members::default(),
-            saying: None,
-            payer: 0,
-            is_busy: false,
-            messages: first.member.messages,
-        }
-    }
-
-    /// What one has been told, the others may be told too: the store was there.
-    fn take_in(&mut self, entry: Entry, joining: Joining) {
-        let Joining { member, cursor, header, .. } = joining;
-        self.cursor.next_revision = self.cursor.next_revision.max(cursor.next_revision);
-        self.cursor.told_revision = self.cursor.told_revision.max(cursor.told_revision);
-        if header.revision >= self.header.revision {
-            self.header = header;
-        }
-        self.members.push(entry, member);
-    }
-
-    fn reached(&self) -> Reached {
-        let Cursor { next_revision, told_revision, .. } = self.cursor;
-        Reached { next_revision, told_revision, header: self.header }
-    }
-
-    /// Reads on, and has something to say or not.
-    fn read(&mut self, bell: &Bell) -> Reading {
-        let before = self.reached();
-        let saying = loop {
-            if let Some((saying, _)) = bell.sayings().read(&self.log, self.seat, &mut self.cursor, MAX_RUN) {
-                break saying;
-            }
-            match self.log.read(self.seat) {
-                Read::Wait => return Reading::Nothing,
-                Read::Batch(batch) => {
-                    let mut out = BytesMut::new();
-                    let shown = self.cursor.show(&batch, &mut out);
-                    let (header, last_revision) = (batch.header, batch.last_revision());
-                    if let Some(events) = shown {
-                        break Saying { bytes: out.freeze(), events: events as u64, header, last_revision };
-                    }
-                    if header.revision >= self.header.revision {
-                        self.header = header;
-                    }
-                }
-                Read::Fallen { next_revision } => {
-                    self.cursor.next_revision = self.cursor.next_revision.max(next_revision);
-                    return Reading::Fallen;
-                }
-                Read::Ended(_) => return Reading::Ended,
-            }
-        };
-        if saying.header.revision >= self.header.revision {
-            self.header = saying.header;
-        }
-        let (mut skimmer, mut rest, mut messages) = (Skimmer::default(), &saying.bytes[..], 0);
-        while skimmer.next_prefix(&mut rest).is_some() {
-            messages += 1;
-        }
-        self.saying = Some(Said { saying, messages, to: 0, before });
-        Reading::Said
-    }
-
-    /// Has HTTP/2 debit what is to be written. None if no stream can be debited.
-    fn pay(&mut self, books: &mut Books, len: usize) -> Option<Turn> {
-        let said = self.saying.as_ref().map_or(0, |said| said.to);
-        let wanted = (len * (self.members.len() - said)).min(PAID_AHEAD.max(len));
-        let mut lacking = books.lacks(wanted);
-        let mut has_ordered = false;
-        let all = self.members.len();
-        for least in [MIN_ORDER, 1] {
-            let looks = if least == 1 { all } else { all.min(MAX_LOOKS) };
-            for _ in 0..looks {
-                if lacking == 0 {
-                    break;
-                }
-                self.payer = (self.payer + 1) % all;
-                let entry = self.members.entry(self.payer);
-                let now = books.may_order(entry).min(lacking).min(MAX_ORDER);
-                if now >= least.min(lacking) && now > 0 && self.members.send_nothing(self.payer, now) {
-                    books.order(entry, now);
-                    lacking -= now;
-                    has_ordered = true;
-                }
-            }
-            if has_ordered {
-                return Some(Turn::Again);
-            }
-        }
-        // What is on its way goes on when the client's window for the connection does.
-        books.has_ordered().then_some(Turn::Over)
-    }
-}
-
-impl Place {
-    fn member(crowd: Number, index: usize) -> Self {
-        Self::Member { crowd, index: u32::try_from(index).expect("HTTP/2 has no more streams than that") }
-    }
-}
-
-impl State {
-    fn crowd(&mut self, number: Number) -> &mut Crowd {
-        self.crowds[number as usize].as_deref_mut().expect("a crowd that has its turn is there until the turn ends")
-    }
-
-    /// Takes a member out of its crowd, and settles its stream with HTTP/2. Says how its session is woken.
-    fn part(&mut self, books: &mut Books, number: Number, index: usize) -> (u32, Arc<Inbox>, Number, Left) {
-        let crowd = self.crowds[number as usize].as_deref_mut().expect("whoever is a member is one of a crowd");
-        let (mut reached, mut at) = (crowd.reached(), index);
-        match &mut crowd.saying {
-            // Those who have been told stand before those who have not.
-            Some(said) if index < said.to => {
-                said.to -= 1;
-                at = said.to;
-                crowd.members.swap(index, at);
-                set_place(&mut self.places, crowd, number, index);
-            }
-            Some(said) => reached = said.before,
-            None => (),
-        }
-        let (entry, member) = crowd.members.swap_remove(at);
-        if at < crowd.members.len() {
-            set_place(&mut self.places, crowd, number, at);
-        }
-        if crowd.members.is_empty() && !crowd.is_busy {
-            self.close(number);
-        }
-        let Rest { stream, mut send, inbox, watch } = member;
-        // It fails only on a stream that has ended, whose books are closed.
-        let _ = send_nothing(&mut send, books.give_back(entry));
-        (stream, inbox, watch, Left { send, stand: Stand::Reached(reached) })
-    }
-
-    /// Gives a member back to its session, which hears of it.
-    fn turn_out_member(&mut self, books: &mut Books, number: Number, index: usize) {
-        let (stream, inbox, watch, left) = self.part(books, number, index);
-        self.places.insert(stream, Place::Out(Box::new(left)));
-        inbox.wake(watch);
-    }
-
-    fn turn_out(&mut self, books: &mut Books, stream: u32) {
-        if let Some(Place::Member { crowd, index }) = self.places.get(&stream) {
-            let (crowd, index) = (*crowd, *index as usize);
-            self.turn_out_member(books, crowd, index);
-        }
-    }
-
-    /// Does so with all members of a crowd that has its turn.
-    fn turn_all_out(&mut self, books: &mut Books, number: Number) {
-        while let Some(last) = self.crowd(number).members.len().checked_sub(1) {
-            self.turn_out_member(books, number, last);
-        }
-    }
-
-    fn close(&mut self, number: Number) {
-        if let Some(crowd) = self.crowds[number as usize].take() {
-            crowd.log.unsubscribe(crowd.seat);
-            self.by_likeness.remove(&crowd.alike);
-            self.free.push(number);
-        }
-    }
-
-    /// Once per turn, since all threads note it in one place.
-    fn count_what_was_said(&mut self, hub: &Hub) {
-        let Told { events, messages, counter } = std::mem::take(&mut self.told);
-        if events > 0 {
-            hub.metrics.watch_events_delivered.inc_by(events);
-        }
-        if messages > 0 {
-            counter.sent(messages);
-        }
-    }
-}
-
-fn set_place(places: &mut HashMap<u32, Place>, crowd: &Crowd, number: Number, index: usize) {
-    let place = places.get_mut(&crowd.members.stream(index)).expect("each member has its place");
-    *place = Place::member(number, index);
 }

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{log::Log, ranges::Ranges};
+use super::{live::Used, log::Log, ranges::Ranges};
 use crate::rules::keys::{KeyRange, prefix_end};
 
 /// How long a watch from the past may stand among the live ones until etcd has reached the present on it: etcd reports
@@ -57,11 +57,12 @@ pub struct Opening {
 
 #[derive(Clone)]
 struct Entry {
-    /// Shared with those who use the log, who are many.
     range: Arc<KeyRange>,
     prev_kv: bool,
     log: Arc<Log>,
     uses: usize,
+    /// What those who use the log share; they hold its feed, which holds this.
+    used: Weak<Used>,
     /// When it was opened, or a user left last.
     since: Instant,
     role: Role,
@@ -93,24 +94,30 @@ pub struct Settled {
 impl Directory {
     /// The log for a range, counted as used: a covering one, the widest first. One that is open goes before one that is
     /// still being opened; of these only those are joined that were made for others or are the very range.
-    pub fn join(&mut self, range: &KeyRange, prev_kv: bool, contained: bool) -> Option<(Arc<KeyRange>, Arc<Log>)> {
+    pub fn join(
+        &mut self,
+        range: &KeyRange,
+        prev_kv: bool,
+        contained: bool,
+        using: impl FnOnce(Arc<KeyRange>, Arc<Log>) -> Arc<Used>,
+    ) -> Option<Arc<Used>> {
         let serves = |entry: &&Entry| contained || *entry.range == *range;
         let open = self.find(range, prev_kv, |entry| serves(&entry) && entry.log.is_opened());
         let opening = |entry: &Entry| serves(&entry) && (entry.role == Role::Made || *entry.range == *range);
         let found = open.or_else(|| self.find(range, prev_kv, opening))?;
         let entry = self.entry(&found.range, &found.log)?;
         entry.uses += 1;
-        Some((found.range, found.log))
+        Some(entry.use_with(using))
     }
 
     /// Takes in a new log for one who asked. A past start is kept only while nobody else is here to be disturbed.
-    pub fn add(&mut self, opening: &Opening) -> Arc<KeyRange> {
+    pub fn add(&mut self, opening: &Opening, using: impl FnOnce(Arc<KeyRange>, Arc<Log>) -> Arc<Used>) -> Arc<Used> {
         let role = if opening.start_revision > 0 { Role::Alone } else { Role::Asked };
-        let range = self.insert(opening, role, 1);
+        let used = self.insert(opening, role, 1).use_with(using);
         for prefix in prefixes(&opening.range) {
             *self.below.entry(prefix).or_default() += 1;
         }
-        range
+        used
     }
 
     pub fn is_empty(&self) -> bool {
@@ -280,15 +287,15 @@ impl Directory {
         })
     }
 
-    fn insert(&mut self, opening: &Opening, role: Role, uses: usize) -> Arc<KeyRange> {
+    fn insert(&mut self, opening: &Opening, role: Role, uses: usize) -> &mut Entry {
         let Opening { range, prev_kv, log, .. } = opening.clone();
-        let range = Arc::new(range);
-        let entry =
-            Entry { range: range.clone(), prev_kv, log, uses, since: Instant::now(), role, was_asked: uses > 0 };
-        self.logs.or_insert_with(&opening.range, Vec::new).push(entry);
+        let (range, since, used) = (Arc::new(range), Instant::now(), Weak::new());
+        let entry = Entry { range, prev_kv, log, uses, used, since, role, was_asked: uses > 0 };
         self.count += 1;
         self.is_unsettled = true;
-        range
+        let entries = self.logs.or_insert_with(&opening.range, Vec::new);
+        entries.push(entry);
+        entries.last_mut().expect("it was put there just now")
     }
 
     fn remove(&mut self, range: &KeyRange, log: &Arc<Log>) {
@@ -314,6 +321,17 @@ impl Directory {
 
     fn entry(&mut self, range: &KeyRange, log: &Arc<Log>) -> Option<&mut Entry> {
         self.logs.get_mut(range)?.iter_mut().find(|entry| Arc::ptr_eq(&entry.log, log))
+    }
+}
+
+impl Entry {
+    /// What a user shares with the others, made if there are none.
+    fn use_with(&mut self, using: impl FnOnce(Arc<KeyRange>, Arc<Log>) -> Arc<Used>) -> Arc<Used> {
+        self.used.upgrade().unwrap_or_else(|| {
+            let used = using(self.range.clone(), self.log.clone());
+            self.used = Arc::downgrade(&used);
+            used
+        })
     }
 }
 

@@ -178,8 +178,9 @@ impl Hub {
                 Some(Ok(_)) => {
                     self.metrics.watch_joins.inc();
                     let header = feed.probe(&wanted.range).await?.map_err(JoinError::Refused)?;
-                    if (1..=header.revision).contains(&wanted.start_revision) && feed.has_lost(&live.log, wanted).await
-                    {
+                    // Boxed, since few ask for the past, and very many may come at once and wait here.
+                    let is_past = (1..=header.revision).contains(&wanted.start_revision);
+                    if is_past && Box::pin(feed.has_lost(&live.log, wanted)).await {
                         self.compacted(wanted.start_revision);
                     }
                     break (live, header);

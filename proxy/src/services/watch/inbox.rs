@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake},
@@ -43,10 +43,21 @@ impl Wake for Inbox {
     }
 }
 
+/// Most sessions have one watch, so one number takes no memory of its own.
 #[derive(Debug, Default)]
 struct Content {
-    ready: Vec<Number>,
-    progress: Option<ResponseHeader>,
+    first: Option<Number>,
+    #[expect(clippy::box_collection, reason = "it is empty in nearly all inboxes")]
+    rest: Option<Box<Vec<Number>>>,
+    progress: Option<Box<ResponseHeader>>,
+}
+
+/// What was in an inbox: the watches that may read on, and an answer to a progress request.
+#[derive(Debug, Default)]
+pub struct Heard {
+    pub first: Option<Number>,
+    pub rest: Vec<Number>,
+    pub progress: Option<Box<ResponseHeader>>,
 }
 
 impl Inbox {
@@ -57,13 +68,18 @@ impl Inbox {
 
     /// A watch has something to read.
     pub fn wake(self: &Arc<Self>, watch: Number) {
-        self.content.lock().expect("nothing panics while it holds an inbox").ready.push(watch);
+        let mut content = self.lock();
+        match content.first {
+            None => content.first = Some(watch),
+            Some(_) => content.rest.get_or_insert_default().push(watch),
+        }
+        drop(content);
         self.ring();
     }
 
     /// etcd has answered the session's progress request.
     pub fn progress(self: &Arc<Self>, header: ResponseHeader) {
-        self.content.lock().expect("nothing panics while it holds an inbox").progress = Some(header);
+        self.lock().progress = Some(Box::new(header));
         self.ring();
     }
 
@@ -124,13 +140,29 @@ impl Inbox {
         self.has_called() && self.has_called.swap(false, Ordering::AcqRel)
     }
 
-    /// Takes what is there: the watches that may read on, and an answer to a progress request.
-    pub fn take(&self, ready: &mut Vec<Number>) -> Option<ResponseHeader> {
+    /// Takes what is there.
+    pub fn hear(&self) -> Heard {
         if !self.has_rung.swap(false, Ordering::AcqRel) {
-            return None;
+            return Heard::default();
         }
-        let mut content = self.content.lock().expect("nothing panics while it holds an inbox");
-        ready.append(&mut content.ready);
-        content.progress.take()
+        let mut content = self.lock();
+        let rest = content.rest.as_mut().map_or(Vec::new(), |rest| {
+            // The room stays here, where it is needed under the lock of a log.
+            let taken = rest.to_vec();
+            rest.clear();
+            taken
+        });
+        Heard { first: content.first.take(), rest, progress: content.progress.take() }
+    }
+
+    /// The same, for who keeps what it takes.
+    pub fn take(&self, ready: &mut Vec<Number>) -> Option<ResponseHeader> {
+        let Heard { first, rest, progress } = self.hear();
+        ready.extend(first.into_iter().chain(rest));
+        progress.map(|header| *header)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().expect("nothing panics while it holds an inbox")
     }
 }

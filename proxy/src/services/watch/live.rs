@@ -1,6 +1,7 @@
 //! The live feed of one set of credentials with the logs that it fills, and a watch's hold on one of them.
 
 use std::{
+    ops::Deref,
     sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
@@ -66,15 +67,18 @@ struct Past {
 
 /// A watch's hold on a shared log. When the last one is dropped the upstream watch is closed.
 pub struct LogUse {
-    feed: Arc<LiveFeed>,
-    /// What the watch is on, with the namespace.
-    range: Arc<KeyRange>,
+    used: Arc<Used>,
     prev_kv: bool,
-    /// The log's own range, mostly the same.
-    log_range: Arc<KeyRange>,
-    pub log: Arc<Log>,
     /// The part of the log that the watch is on, without the namespace; `None` is all of it.
     pub part: Option<Arc<KeyRange>>,
+}
+
+/// What all uses of one log have in common; it is there once, since they are many.
+pub struct Used {
+    feed: Arc<LiveFeed>,
+    /// Of the whole log, with the namespace.
+    range: Arc<KeyRange>,
+    pub log: Arc<Log>,
 }
 
 /// A reader's own way to what the shared log no longer holds.
@@ -163,32 +167,30 @@ impl LiveFeed {
     pub fn log(self: &Arc<Self>, wanted: &Wanted, newest: i64, contained: bool) -> (LogUse, bool) {
         let Wanted { range, start_revision, prev_kv } = wanted;
         let mut directory = self.lock();
-        if let Some((log_range, log)) = directory.join(range, *prev_kv, contained) {
-            let part = (*log_range != *range).then(|| Arc::new(self.parts.caller.namespace().strip_range(range)));
+        let prev_kv = *prev_kv;
+        let using = |range, log| Arc::new(Used { feed: self.clone(), range, log });
+        if let Some(used) = directory.join(range, prev_kv, contained, using) {
+            let part = (*used.range != *range).then(|| Arc::new(self.parts.caller.namespace().strip_range(range)));
             if part.is_some() {
                 self.parts.metrics.watches_contained.inc();
             }
-            let range = if part.is_some() { Arc::new(range.clone()) } else { log_range.clone() };
-            let feed = self.clone();
-            return (LogUse { feed, range, prev_kv: *prev_kv, log_range, log, part }, false);
+            return (LogUse { used, prev_kv, part }, false);
         }
         let is_past = directory.is_empty() && (1..=newest).contains(start_revision);
         let start_revision = if is_past { *start_revision } else { 0 };
-        let opening = Opening { range: range.clone(), prev_kv: *prev_kv, log: self.new_log(), start_revision };
-        let log_range = directory.add(&opening);
+        let opening = Opening { range: range.clone(), prev_kv, log: self.new_log(), start_revision };
+        let used = directory.add(&opening, using);
         let prefix = self.parts.caller.namespace().prefix();
-        let crowded = directory.crowded(range, *prev_kv, prefix, self.settings.coalesce_threshold);
-        let log = opening.log.clone();
+        let crowded = directory.crowded(range, prev_kv, prefix, self.settings.coalesce_threshold);
         self.open(opening);
         if let Some(wide) = crowded {
             tracing::debug!(prefix = %String::from_utf8_lossy(wide.key()), "one watch is opened for many");
             self.parts.metrics.watches_gathered.inc();
-            let opening = Opening { range: wide, prev_kv: *prev_kv, log: self.new_log(), start_revision: 0 };
+            let opening = Opening { range: wide, prev_kv, log: self.new_log(), start_revision: 0 };
             directory.make(&opening);
             self.open(opening);
         }
-        let (feed, range) = (self.clone(), log_range.clone());
-        (LogUse { feed, range, prev_kv: *prev_kv, log_range, log, part: None }, true)
+        (LogUse { used, prev_kv, part: None }, true)
     }
 
     fn new_log(&self) -> Arc<Log> {
@@ -253,15 +255,23 @@ impl LogUse {
     }
 
     fn look_elsewhere(&mut self) {
-        let wanted = Wanted { range: KeyRange::clone(&self.range), start_revision: 0, prev_kv: self.prev_kv };
+        let wanted = Wanted { range: self.range(), start_revision: 0, prev_kv: self.prev_kv };
         let (live, _) = self.feed.clone().log(&wanted, 0, true);
         self.feed.parts.metrics.watch_moves.inc();
         *self = live;
     }
 
+    /// What the watch is on, with the namespace.
+    fn range(&self) -> KeyRange {
+        match &self.part {
+            None => KeyRange::clone(&self.range),
+            Some(part) => self.feed.parts.caller.namespace().prefix_range(part),
+        }
+    }
+
     /// Notes that etcd refused the log, which was opened for more than this watch asked for.
     pub fn note_refused(&self) {
-        self.feed.lock().note_unfit(&self.log_range);
+        self.feed.lock().note_unfit(&self.range);
     }
 
     /// Begins to read from etcd what the shared log does not hold, for one reader.
@@ -274,7 +284,7 @@ impl LogUse {
         let seat = seat.expect("the log begins at this revision, and nobody has put anything into it yet");
         let duty = Duty::CatchUp { live: self.log.clone(), gate: settings.catch_ups.clone() };
         let feed = Feed::start(parts.clone(), duty);
-        let (range, prev_kv) = (KeyRange::clone(&self.range), self.prev_kv);
+        let (range, prev_kv) = (self.range(), self.prev_kv);
         feed.send(Command::Open(Opening { range, prev_kv, log: log.clone(), start_revision: next_revision }));
         CatchUp { log, seat, _feed: feed, catching_up: parts.metrics.watches_catching_up.clone() }
     }
@@ -285,9 +295,17 @@ impl Drop for LogUse {
         if self.part.is_some() {
             self.feed.parts.metrics.watches_contained.dec();
         }
-        if self.feed.lock().release(&self.log_range, &self.log) {
+        if self.feed.lock().release(&self.range, &self.log) {
             self.feed.feed.send(Command::Close(self.log.clone()));
         }
+    }
+}
+
+impl Deref for LogUse {
+    type Target = Used;
+
+    fn deref(&self) -> &Used {
+        &self.used
     }
 }
 

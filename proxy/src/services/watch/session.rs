@@ -4,8 +4,8 @@
 //! creates come from afar.
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
@@ -14,22 +14,22 @@ use bytes::{Bytes, BytesMut};
 use etcd_proxy_proto::etcdserverpb::{ResponseHeader, WatchRequest};
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use prost::Message as _;
-use tokio::time::Instant;
-
+use tokio::time::Sleep;
 mod asking;
 mod resting;
 mod showing;
+mod turns;
 
 use super::{
     bell::Bell,
     crowd::Crowds,
     cursor::Cursor,
     hub::Hub,
-    inbox::Inbox,
+    inbox::{Heard, Inbox},
     live::{CatchUp, LiveFeed, LogUse},
     log::Seat,
     sessions::Place,
-    watches::{Number, Watches},
+    watches::Watches,
 };
 use crate::{
     exchange::{Gone, Replies, Requests},
@@ -40,9 +40,12 @@ use crate::{
 };
 use asking::Asked;
 use resting::Resting;
+use turns::Turns;
 
 /// Bytes that are made ready for one client before its window is asked for more.
 const OUT_HIGH_WATER: usize = 64 * 1024;
+/// What an idle session keeps of the room for that.
+const OUT_KEPT: usize = 1024;
 /// The id of answers that speak of no watch, or of one that was not made.
 const NO_WATCH: i64 = -1;
 /// Requests of one client that wait for etcd; further ones are left unread until then.
@@ -65,14 +68,13 @@ pub struct Session {
     asked: Option<Box<FuturesOrdered<BoxFuture<'static, Asked>>>>,
     /// Whose turn it is to be read. Each watch is there once: a client that takes a byte at a time must not make the
     /// turns grow with every event.
-    turns: VecDeque<Turn>,
+    turns: Turns,
     /// Framed messages for the client: what other clients are told too, and after it what is said to this one.
     shared: Bytes,
     out: BytesMut,
     last_header: ResponseHeader,
-    shown: Shown,
     /// Why the stream must end, once that is known.
-    lost: Option<Status>,
+    lost: Option<Box<Status>>,
 }
 
 /// What a turn has made ready for the client.
@@ -89,7 +91,8 @@ struct Watch {
     start_revision: i64,
     live: LogUse,
     source: Source,
-    last_shown: Instant,
+    /// In seconds of the process; it is asked for rarely.
+    last_shown: u32,
     has_turn: bool,
 }
 
@@ -112,12 +115,6 @@ enum Step {
     End(Status),
 }
 
-enum Turn {
-    Watch(Number),
-    /// Everything before is in the turns before this one.
-    Progress(Box<ResponseHeader>),
-}
-
 impl Session {
     /// `bell` is that of the thread that serves the session.
     pub fn new(hub: &Arc<Hub>, bell: &Arc<Bell>, caller: &Caller, crowds: Option<Arc<Crowds>>) -> Self {
@@ -135,42 +132,37 @@ impl Session {
             watches: Watches::default(),
             next_id: 0,
             asked: None,
-            turns: VecDeque::new(),
+            turns: Turns::default(),
             shared: Bytes::new(),
             out: BytesMut::new(),
             last_header: ResponseHeader::default(),
-            shown: Shown::default(),
             lost: None,
         }
     }
 
-    /// Serves until the client leaves or the stream has to end, and says with what.
+    /// Serves until the client leaves or the stream has to end, and says with what. `passed` is its deadline.
     pub async fn run(
         &mut self,
         requests: &mut Requests,
         replies: &mut Replies,
-        deadline: Option<std::time::Instant>,
+        passed: &mut Option<Pin<Box<Sleep>>>,
     ) -> Result<Status, Gone> {
         replies.begin(http::HeaderMap::new())?;
-        let mut passed = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
         let stream_waker = Waker::from(self.inbox.clone());
         // What the stream must be asked for: whether the client is there still, and what it asks.
         let (mut look_for_client, mut look_for_requests) = (true, true);
         let mut half_closed = false;
-        let mut ready = Vec::new();
         loop {
             // A client that is sent much, or asks for much, lets others have their turn.
             tokio::task::consume_budget().await;
             if self.resting.is_some() {
-                self.rest(&mut passed).await;
+                self.rest(passed).await;
                 self.rise(replies)?;
             }
-            let progress = self.inbox.take(&mut ready);
-            ready.drain(..).for_each(|number| self.give_turn(number));
-            self.turns.extend(progress.map(|header| Turn::Progress(Box::new(header))));
+            self.hear();
             self.fill();
             if let Some(status) = self.lost.take() {
-                return Ok(status);
+                return Ok(*status);
             }
             let step = poll_fn(|context| {
                 let stream = &mut Context::from_waker(&stream_waker);
@@ -235,6 +227,15 @@ impl Session {
         }
     }
 
+    /// Gives those their turn who have something to read.
+    fn hear(&mut self) {
+        let Heard { first, rest, progress } = self.inbox.hear();
+        first.into_iter().chain(rest).for_each(|number| self.give_turn(number));
+        if let Some(header) = progress {
+            self.turns.push_progress(*header);
+        }
+    }
+
     /// The bytes that are ready for the client.
     fn waiting(&self) -> usize {
         self.shared.len() + self.out.len()
@@ -247,7 +248,11 @@ impl Session {
             let mut room = ready!(replies.poll_room(context, self.waiting()))?;
             while room > 0 && self.waiting() > 0 {
                 let chunk = if self.shared.is_empty() {
-                    self.out.split_to(room.min(self.out.len())).freeze()
+                    // What was much is let go of: a crowd of watches is created in one go, and is idle then.
+                    match self.out.len() {
+                        len if len <= room && len > OUT_KEPT => std::mem::take(&mut self.out).freeze(),
+                        len => self.out.split_to(room.min(len)).freeze(),
+                    }
                 } else {
                     self.shared.split_to(room.min(self.shared.len()))
                 };

@@ -11,7 +11,16 @@ pub type Number = u32;
 /// Up to so many ids are looked through, more stand in a table.
 const FEW: usize = 8;
 
-pub struct Watches<T> {
+pub enum Watches<T> {
+    /// One at most, whose number is 0, and the id that is taken if there is one.
+    One {
+        id: Option<i64>,
+        watch: Option<Box<T>>,
+    },
+    Many(Box<Table<T>>),
+}
+
+pub struct Table<T> {
     /// Boxed, since a row has more places than entries.
     places: Vec<Option<Box<T>>>,
     free: Vec<Number>,
@@ -26,7 +35,7 @@ enum Ids {
 
 impl<T> Default for Watches<T> {
     fn default() -> Self {
-        Self { places: Vec::new(), free: Vec::new(), ids: Ids::Few(Vec::new()) }
+        Self::One { id: None, watch: None }
     }
 }
 
@@ -36,7 +45,10 @@ impl<T> Watches<T> {
     }
 
     pub fn len(&self) -> usize {
-        self.places.len() - self.free.len()
+        match self {
+            Self::One { id, .. } => usize::from(id.is_some()),
+            Self::Many(table) => table.places.len() - table.free.len(),
+        }
     }
 
     /// The number of the only watch there is.
@@ -44,80 +56,135 @@ impl<T> Watches<T> {
         if self.len() != 1 {
             return None;
         }
-        let at = self.places.iter().position(Option::is_some)?;
+        let at = self.places().iter().position(Option::is_some)?;
         Number::try_from(at).ok()
     }
 
     /// Keeps a place for a watch with this id, and says its number; [`Watches::put`] must follow.
     pub fn reserve(&mut self, id: i64) -> Number {
-        let number = self.free.pop().unwrap_or_else(|| {
-            if self.places.is_empty() {
-                self.places.reserve_exact(1);
+        if let Self::One { id: one @ None, .. } = self {
+            *one = Some(id);
+            return 0;
+        }
+        self.table().reserve(id)
+    }
+
+    pub fn put(&mut self, number: Number, watch: Box<T>) {
+        self.places_mut()[number as usize] = Some(watch);
+    }
+
+    pub fn get_mut(&mut self, number: Number) -> Option<&mut T> {
+        self.places_mut().get_mut(number as usize)?.as_deref_mut()
+    }
+
+    /// Takes a watch out, to be put back.
+    pub fn take(&mut self, number: Number) -> Option<Box<T>> {
+        self.places_mut().get_mut(number as usize)?.take()
+    }
+
+    /// Removes a watch. Its id is free.
+    pub fn remove(&mut self, number: Number, id: i64) -> Option<Box<T>> {
+        let removed = self.take(number)?;
+        match self {
+            Self::One { id, .. } => *id = None,
+            Self::Many(table) => {
+                table.free.push(number);
+                table.ids.remove(id);
             }
+        }
+        Some(removed)
+    }
+
+    /// Whether a watch has this id, or had it and nobody has given it back.
+    pub fn has_id(&self, id: i64) -> bool {
+        self.known(id).is_some()
+    }
+
+    /// How many ids are taken.
+    pub fn ids(&self) -> usize {
+        match self {
+            Self::One { id, .. } => usize::from(id.is_some()),
+            Self::Many(table) => table.ids.len(),
+        }
+    }
+
+    /// The watch with this id.
+    pub fn find(&self, id: i64) -> Option<Number> {
+        self.known(id).flatten()
+    }
+
+    /// Keeps the id of a watch that has ended from being given to another.
+    pub fn keep_id(&mut self, id: i64) {
+        self.table().ids.insert(id, None);
+    }
+
+    /// Gives an id back that was kept. Says whether it was.
+    pub fn give_back_id(&mut self, id: i64) -> bool {
+        match self {
+            Self::One { .. } => false,
+            Self::Many(table) => table.ids.remove(id),
+        }
+    }
+
+    /// All numbers that may be a watch's.
+    pub fn numbers(&self) -> impl Iterator<Item = Number> + use<T> {
+        0..Number::try_from(self.places().len()).expect("each place has a number")
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.places().iter().flatten().map(|watch| &**watch)
+    }
+
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.places_mut().iter_mut().flatten().map(|watch| &mut **watch)
+    }
+
+    fn known(&self, id: i64) -> Option<Option<Number>> {
+        match self {
+            Self::One { id: one, .. } => (*one == Some(id)).then_some(Some(0)),
+            Self::Many(table) => table.ids.get(id),
+        }
+    }
+
+    fn places(&self) -> &[Option<Box<T>>] {
+        match self {
+            Self::One { watch, .. } => std::slice::from_ref(watch),
+            Self::Many(table) => &table.places,
+        }
+    }
+
+    fn places_mut(&mut self) -> &mut [Option<Box<T>>] {
+        match self {
+            Self::One { watch, .. } => std::slice::from_mut(watch),
+            Self::Many(table) => &mut table.places,
+        }
+    }
+
+    /// The table, which is made of the one watch if there is none yet.
+    fn table(&mut self) -> &mut Table<T> {
+        if let Self::One { id, watch } = self {
+            let mut table = Table { places: Vec::new(), free: Vec::new(), ids: Ids::Few(Vec::new()) };
+            if let Some(id) = *id {
+                let number = table.reserve(id);
+                table.places[number as usize] = watch.take();
+            }
+            *self = Self::Many(Box::new(table));
+        }
+        match self {
+            Self::Many(table) => table,
+            Self::One { .. } => unreachable!("it has become a table just now"),
+        }
+    }
+}
+
+impl<T> Table<T> {
+    fn reserve(&mut self, id: i64) -> Number {
+        let number = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
             Number::try_from(self.places.len() - 1).expect("a billion watches do not fit into memory")
         });
         self.ids.insert(id, Some(number));
         number
-    }
-
-    pub fn put(&mut self, number: Number, watch: Box<T>) {
-        self.places[number as usize] = Some(watch);
-    }
-
-    pub fn get_mut(&mut self, number: Number) -> Option<&mut T> {
-        self.places.get_mut(number as usize)?.as_deref_mut()
-    }
-
-    /// Takes a watch out, to be put back.
-    pub fn take(&mut self, number: Number) -> Option<Box<T>> {
-        self.places.get_mut(number as usize)?.take()
-    }
-
-    /// Removes a watch. Its id is free.
-    pub fn remove(&mut self, number: Number, id: i64) -> Option<Box<T>> {
-        let watch = self.take(number)?;
-        self.free.push(number);
-        self.ids.remove(id);
-        Some(watch)
-    }
-
-    /// Whether a watch has this id, or had it and nobody has given it back.
-    pub fn has_id(&self, id: i64) -> bool {
-        self.ids.get(id).is_some()
-    }
-
-    /// How many ids are taken.
-    pub fn ids(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// The watch with this id.
-    pub fn find(&self, id: i64) -> Option<Number> {
-        self.ids.get(id).flatten()
-    }
-
-    /// Keeps the id of a watch that has ended from being given to another.
-    pub fn keep_id(&mut self, id: i64) {
-        self.ids.insert(id, None);
-    }
-
-    /// Gives an id back that was kept. Says whether it was.
-    pub fn give_back_id(&mut self, id: i64) -> bool {
-        self.ids.remove(id)
-    }
-
-    /// All numbers that may be a watch's.
-    pub fn numbers(&self) -> impl Iterator<Item = Number> + use<T> {
-        0..Number::try_from(self.places.len()).expect("each place has a number")
-    }
-
-    pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.places.iter().flatten().map(|watch| &**watch)
-    }
-
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.places.iter_mut().flatten().map(|watch| &mut **watch)
     }
 }
 
@@ -138,12 +205,7 @@ impl Ids {
 
     fn insert(&mut self, id: i64, number: Option<Number>) {
         match self {
-            Self::Few(few) if few.len() < FEW => {
-                if few.is_empty() {
-                    few.reserve_exact(1);
-                }
-                few.push((id, number));
-            }
+            Self::Few(few) if few.len() < FEW => few.push((id, number)),
             Self::Few(few) => {
                 let many = few.drain(..).chain([(id, number)]);
                 *self = Self::Many(many.collect());
@@ -191,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_id_of_a_watch_that_has_ended_is_nobodys_until_it_is_given_back() {
-        for others in [1, 2 * FEW] {
+        for others in [1, 2, 2 * FEW] {
             let mut watches = Watches::default();
             for id in 0..others as i64 {
                 let number = watches.reserve(id);

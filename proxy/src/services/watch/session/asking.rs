@@ -1,11 +1,11 @@
 //! What a client asks of its session: create, cancel, progress, and how each is answered.
 
+use bytes::Bytes;
 use etcd_proxy_proto::etcdserverpb::{
     ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
     watch_request::RequestUnion,
 };
 use futures_util::future::BoxFuture;
-use tokio::time::Instant;
 
 use super::{
     super::{
@@ -16,6 +16,7 @@ use super::{
         watches::Number,
     },
     NO_WATCH, Session, Source, Watch,
+    showing::now_seconds,
 };
 use crate::{
     admission,
@@ -73,7 +74,9 @@ impl Session {
             progress_notify: create.progress_notify,
             fragment: create.fragment,
         };
-        let range = KeyRange::of_watch(create.key, create.range_end);
+        // Copied, or a watch would keep all that came with the request.
+        let [key, range_end] = [create.key, create.range_end].map(|bytes| Bytes::copy_from_slice(&bytes));
+        let range = KeyRange::of_watch(key, range_end);
         let wanted = Wanted {
             range: self.connection.tenant.namespace.prefix_range(&range),
             start_revision: create.start_revision,
@@ -123,7 +126,7 @@ impl Session {
         let mut cursor = Cursor { watch_id, next_revision, told_revision, wishes, part: None };
         let source = self.locate(&live, &mut cursor, number);
         let start_revision = created.start_revision;
-        let watch = Watch { cursor, start_revision, live, source, last_shown: Instant::now(), has_turn: false };
+        let watch = Watch { cursor, start_revision, live, source, last_shown: now_seconds(), has_turn: false };
         self.watches.put(number, Box::new(watch));
         self.give_turn(number);
     }

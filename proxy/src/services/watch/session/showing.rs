@@ -1,11 +1,8 @@
 //! What a session shows its client: the events of its watches, each in its turn, and how far they are.
 
-use std::time::Duration;
-
 use bytes::BytesMut;
 use etcd_proxy_proto::etcdserverpb::{ResponseHeader, WatchResponse};
 use prost::Message as _;
-use tokio::time::Instant;
 
 use super::{
     super::{
@@ -13,15 +10,19 @@ use super::{
         sayings::Saying,
         watches::Number,
     },
-    NO_WATCH, OUT_HIGH_WATER, Session, Shown, Source, Turn, Watch,
+    NO_WATCH, OUT_HIGH_WATER, Session, Shown, Source, Watch,
+    turns::Turn,
 };
-use crate::rules::{framing, status};
+use crate::{
+    admission,
+    rules::{framing, status},
+};
 
 /// Ids of one client, up to which those are kept that it has not cancelled though their watches have ended.
 const MAX_ENDED_IDS: usize = 10_000;
 /// How long a watch whose filters let nothing through may go without a word, if it asked for progress: what etcd's
 /// `--watch-progress-notify-interval` is by default.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+const PROGRESS_INTERVAL_SECONDS: u32 = 600;
 
 /// The bytes of events that are made ready for one watch at a time.
 const MAX_RUN: u64 = 64 << 10;
@@ -31,32 +32,33 @@ impl Session {
         if let Some(watch) = self.watches.get_mut(number)
             && !std::mem::replace(&mut watch.has_turn, true)
         {
-            self.turns.push_back(Turn::Watch(number));
+            self.turns.push_watch(number);
         }
     }
 
     /// Reads for those whose turn it is, until there is enough to send.
     pub(super) fn fill(&mut self) {
+        let mut shown = Shown::default();
         while self.waiting() < OUT_HIGH_WATER {
-            match self.turns.pop_front() {
+            match self.turns.pop() {
                 None => break,
-                Some(Turn::Progress(header)) => self.show_progress(*header),
+                Some(Turn::Progress(header)) => self.show_progress(header),
                 Some(Turn::Watch(number)) => {
-                    if self.read(number) {
+                    if self.read(number, &mut shown) {
                         // There is more: it goes on first, so that a notice of progress behind it stays true.
-                        self.turns.push_front(Turn::Watch(number));
+                        self.turns.push_watch_first(number);
                     } else if let Some(watch) = self.watches.get_mut(number) {
                         watch.has_turn = false;
                     }
                 }
             }
         }
-        self.tell_what_was_shown();
+        self.tell_what_was_shown(&shown);
     }
 
     /// Notes what was made ready, before any of it goes out; once per turn, since all threads note it in one place.
-    fn tell_what_was_shown(&mut self) {
-        let Shown { events, event_revision, revision } = std::mem::take(&mut self.shown);
+    fn tell_what_was_shown(&self, shown: &Shown) {
+        let Shown { events, event_revision, revision } = *shown;
         if events > 0 {
             self.hub.metrics.watch_events_delivered.inc_by(events);
         }
@@ -67,7 +69,7 @@ impl Session {
     }
 
     /// Shows one watch's next batch. Says whether there may be another.
-    fn read(&mut self, number: Number) -> bool {
+    fn read(&mut self, number: Number, shown: &mut Shown) -> bool {
         let Some(watch) = self.watches.get_mut(number) else { return false };
         let (log, seat) = match &watch.source {
             Source::Live { seat } => (&watch.live.log, *seat),
@@ -77,9 +79,9 @@ impl Session {
         let said = self.bell.sayings().read(log, seat, &mut watch.cursor, MAX_RUN);
         if let Some((saying, may_be_more)) = said {
             if watch.cursor.wishes.progress_notify {
-                watch.last_shown = Instant::now();
+                watch.last_shown = now_seconds();
             }
-            self.repeat(saying);
+            self.repeat(saying, shown);
             return may_be_more;
         }
         match log.read(seat) {
@@ -88,9 +90,9 @@ impl Session {
                 match watch.cursor.show(&batch, &mut self.out) {
                     Some(count) => {
                         if watch.cursor.wishes.progress_notify {
-                            watch.last_shown = Instant::now();
+                            watch.last_shown = now_seconds();
                         }
-                        self.shown.events += count as u64;
+                        shown.events += count as u64;
                     }
                     None if watch.cursor.wishes.progress_notify && watch.cursor.wishes.filters() => {
                         watch.show_late_progress(batch.header, &mut self.out);
@@ -100,8 +102,7 @@ impl Session {
                 if batch.header.revision >= self.last_header.revision {
                     self.last_header = batch.header;
                 }
-                self.shown.event_revision = self.shown.event_revision.max(batch.last_revision());
-                self.shown.revision = self.shown.event_revision.max(self.shown.revision).max(batch.header.revision);
+                shown.note(batch.last_revision(), batch.header.revision);
                 true
             }
             Read::Fallen { next_revision } => {
@@ -116,7 +117,7 @@ impl Session {
             // etcd was asked again because a member was lost, and the rights have run out meanwhile. A client of that
             // member would have lost its stream and come back with fresh ones, so that is what this one is told.
             Read::Ended(End::Canceled { reason, .. }) if status::asks_for_login(&reason) => {
-                self.lost = Some(status::broken(reason));
+                self.lost = Some(Box::new(status::broken(reason)));
                 false
             }
             Read::Ended(End::Canceled { header, compact_revision, reason }) => {
@@ -142,14 +143,13 @@ impl Session {
     }
 
     /// Says what others are told too.
-    fn repeat(&mut self, saying: Saying) {
+    fn repeat(&mut self, saying: Saying, shown: &mut Shown) {
         let Saying { bytes, events, header, last_revision } = saying;
         if header.revision >= self.last_header.revision {
             self.last_header = header;
         }
-        self.shown.events += events;
-        self.shown.event_revision = self.shown.event_revision.max(last_revision);
-        self.shown.revision = self.shown.event_revision.max(self.shown.revision).max(header.revision);
+        shown.events += events;
+        shown.note(last_revision, header.revision);
         // Of many watches of one client the messages go out together; of one alone they need not be copied.
         if self.waiting() == 0 && self.watches.len() == 1 {
             self.shared = bytes;
@@ -191,17 +191,36 @@ impl Session {
             self.hub.saw(header.revision);
             self.connection.shown.note(header.revision);
         }
-        framing::put_frame(&mut self.out, &response.encode_to_vec());
+        let message = response.encode_to_vec();
+        // Alone it need not be copied, and keeps no room that the next event would not use.
+        if self.waiting() == 0 {
+            self.shared = framing::frame(&message);
+        } else {
+            framing::put_frame(&mut self.out, &message);
+        }
     }
+}
+
+impl Shown {
+    fn note(&mut self, event_revision: i64, revision: i64) {
+        self.event_revision = self.event_revision.max(event_revision);
+        self.revision = self.event_revision.max(self.revision).max(revision);
+    }
+}
+
+/// A clock for what is known to the second.
+pub(super) fn now_seconds() -> u32 {
+    u32::try_from(admission::now().as_secs()).unwrap_or(u32::MAX)
 }
 
 impl Watch {
     /// A watch that filters away all that happens is told now and then how far it is.
     fn show_late_progress(&mut self, header: ResponseHeader, out: &mut BytesMut) {
-        if self.last_shown.elapsed() < PROGRESS_INTERVAL {
+        let now = now_seconds();
+        if now - self.last_shown < PROGRESS_INTERVAL_SECONDS {
             return;
         }
-        self.last_shown = Instant::now();
+        self.last_shown = now;
         let header = ResponseHeader { revision: self.cursor.next_revision - 1, ..header };
         let response =
             WatchResponse { header: Some(header), watch_id: self.cursor.watch_id, ..WatchResponse::default() };
