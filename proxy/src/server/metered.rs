@@ -35,7 +35,9 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Frames that open a call or bring it something, after which a turn takes no more of them. h2 keeps a place of half a
 /// KiB for each that nobody has taken yet, and keeps the places for as long as the connection lasts.
-const MAX_FRAMES_A_TURN: usize = 128;
+const MAX_FRAMES_A_TURN: usize = 256;
+/// The same where they are short: those do not come with work that would make a turn worth its while.
+const MAX_SHORT_FRAMES_A_TURN: usize = 64;
 /// What is read at once where frames are short, as they are when watches are created, so that few are beyond that.
 const SHORT_READ: usize = 2 << 10;
 /// Frames that are shorter than this, all in all, are short.
@@ -319,7 +321,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
             lock(&wire.books).read_for_http2(buffer.remaining(), |bytes| buffer.put_slice(bytes));
             return Poll::Ready(Ok(()));
         }
-        if wire.is_lazy && wire.frames >= MAX_FRAMES_A_TURN {
+        let max_frames = if wire.reads_little { MAX_SHORT_FRAMES_A_TURN } else { MAX_FRAMES_A_TURN };
+        if wire.is_lazy && wire.frames >= max_frames {
             // Those who were called take what is theirs first.
             context.waker().wake_by_ref();
             return Poll::Pending;

@@ -109,7 +109,7 @@ async fn a_turn_takes_few_frames_and_the_next_ones_the_rest() {
             assert!(outlet.poll_write_out(context).is_ready());
             Poll::Ready(read.len() - before)
         });
-        assert!(in_turn.await <= MAX_FRAMES_A_TURN * HEADERS.len() + SHORT_READ);
+        assert!(in_turn.await <= MAX_SHORT_FRAMES_A_TURN * HEADERS.len() + SHORT_READ);
         turns += 1;
     }
     assert!(read == sent && turns > 3);
