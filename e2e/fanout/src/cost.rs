@@ -10,9 +10,10 @@ pub fn cpu(process: u32) -> Duration {
     Duration::from_nanos(stats.filter_map(nanoseconds).sum())
 }
 
-/// Resident memory in bytes.
+/// Resident memory in bytes that is the process's own. The pages of its program come and go, and are not memory of what it
+/// keeps.
 pub fn resident(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process is running");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process has memory");
-    line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("VmRSS is a number") * 1024
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a running process has memory");
+    line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("RssAnon is a number") * 1024
 }

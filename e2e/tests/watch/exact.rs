@@ -222,6 +222,36 @@ async fn progress_is_told_when_everything_before_has_been_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_watch_goes_on_after_a_compaction_when_its_client_asks_for_more() {
+    let etcd = Etcd::start();
+    let proxy = Proxy::start(&etcd.endpoints());
+    let channel = channel(&proxy).await;
+    let mut quiet = Watcher::open(&channel).await;
+    quiet.create(prefix("q")).await;
+    let first = put(&channel, "q", "1").await;
+    assert_eq!(revisions(&quiet.events(1).await), [first]);
+    let mut other = Watcher::open(&channel).await;
+    other.create(prefix("q")).await;
+    let mut last = first;
+    for _ in 0..5 {
+        last = put(&channel, "elsewhere", "x").await;
+    }
+    // Now the proxy knows that nothing has happened to either watch, and etcd forgets that it has not.
+    let mut told = first;
+    while told < last {
+        other.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+        told = other.next().await.header.expect("a header").revision;
+    }
+    let compact = CompactionRequest { revision: last, physical: true };
+    KvClient::new(channel.clone()).compact(compact).await.expect("the compaction succeeds");
+    quiet.create(prefix("r")).await;
+    let next = put(&channel, "q", "2").await;
+    assert_eq!(revisions(&quiet.events(1).await), [next]);
+    assert_eq!(revisions(&other.events(1).await), [next]);
+    assert_eq!(proxy.metric("etcd_proxy_watch_catch_ups_total"), Some(0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_compacted_start_is_refused_though_the_log_still_holds_it() {
     let etcd = Etcd::start();
     let proxy = Proxy::start(&etcd.endpoints());

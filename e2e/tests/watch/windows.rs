@@ -12,7 +12,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use etcd_proxy_e2e::{Etcd, Proxy, chance::Chance, grpc::frame};
 use etcd_proxy_proto::etcdserverpb::{
-    RangeRequest, RangeResponse, WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
+    RangeRequest, RangeResponse, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    watch_request::RequestUnion,
 };
 use h2::{
     RecvStream,
@@ -39,10 +40,12 @@ struct Manner {
     changes_its_mind: bool,
 }
 
-const MANNERS: [Manner; 5] = [
+const MANNERS: [Manner; 6] = [
     Manner { stream_window: 65_535, connection_window: 65_535, has_sleepers: false, changes_its_mind: false },
     Manner { stream_window: 300, connection_window: 65_535, has_sleepers: false, changes_its_mind: false },
     Manner { stream_window: 20_000, connection_window: 65_535, has_sleepers: false, changes_its_mind: true },
+    // All wait for those who do not look.
+    Manner { stream_window: 20_000, connection_window: 65_535, has_sleepers: true, changes_its_mind: false },
     Manner { stream_window: 65_535, connection_window: 64 << 20, has_sleepers: true, changes_its_mind: true },
     Manner { stream_window: 4 << 20, connection_window: 16 << 20, has_sleepers: true, changes_its_mind: false },
 ];
@@ -161,6 +164,12 @@ async fn watch_all(
             assert_eq!(kv.mod_revision, next, "watch {number}");
             next += 1;
         }
+        // Some ask for a word besides, in the middle of it all.
+        if number % 5 == 2 && chance.below(10) == 0 {
+            let request_union = Some(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+            let asked = WatchRequest { request_union }.encode_to_vec();
+            call.stream.send_data(frame(&asked), false).expect("the stream is open");
+        }
         // Some go and come back where they were.
         if number % 5 == 1 && chance.below(40) == 0 {
             call.reset();
@@ -199,7 +208,8 @@ async fn nobody_is_sent_more_than_its_windows_take_and_nobody_misses_anything() 
         let value = vec![b'v'; usize::try_from(len).expect("it is short")];
         last = put(&writer, &format!("windows/{}", chance.below(20)), value).await;
         if number % 25 == 0 {
-            for (manner, send, window) in &connections {
+            let may_answer = |manner: &Manner| !manner.has_sleepers || manner.connection_window > 65_535;
+            for (manner, send, window) in connections.iter().filter(|(manner, ..)| may_answer(manner)) {
                 // A large answer on the same connection, which the windows of the connection are for as well.
                 let request = RangeRequest { key: "large".into(), ..RangeRequest::default() };
                 let mut call = call(send, "/etcdserverpb.KV/Range", &request, true).await;

@@ -33,12 +33,15 @@ pub const MAX_PAYLOAD: usize = 16 << 10;
 
 /// What HTTP/2 says a stream may be sent until the client says something else.
 const DEFAULT_WINDOW: i64 = 65_535;
+/// With a wider window a stream is not written below HTTP/2: what it owes stands above its window in HTTP/2's belief, which
+/// must not go beyond 2^31-1.
+const MAX_WINDOW: i64 = 1 << 30;
 /// The setting that changes it, of six bytes with its value.
 const SETTINGS_INITIAL_WINDOW_SIZE: u16 = 4;
 const SETTING_LEN: usize = 6;
 
 /// Streams of which it is kept what the client granted them before anyone said that they are to be followed. It is looked
-/// through by the number of the stream; one that falls out of it is never followed, which is right and a little slower.
+/// through by the number of the stream; one that falls out of it is never followed, and stays with HTTP/2.
 const MAX_EARLY: usize = 64;
 
 /// A stream that is followed.
@@ -70,9 +73,11 @@ pub struct Books {
     early: VecDeque<(u32, i64)>,
     /// Streams up to this one may have been granted something that nobody has noted.
     unknown_upto: u32,
+    /// What HTTP/2 believes that the connection may be sent.
+    connection_window: i64,
     /// Bytes of the connection's window that HTTP/2 has debited and nobody has used.
     credit: i64,
-    /// Bytes of nothing that are on their way, on all streams.
+    /// Bytes of nothing that are on their way, on all streams that are below.
     ordered: i64,
     /// Streams below HTTP/2 that have ended and whose owner has not heard of it.
     ended: Vec<u32>,
@@ -92,6 +97,7 @@ impl Default for Books {
             by_stream: HashMap::new(),
             early: VecDeque::new(),
             unknown_upto: 0,
+            connection_window: DEFAULT_WINDOW,
             credit: 0,
             ordered: 0,
             ended: Vec::new(),
@@ -103,10 +109,10 @@ impl Default for Books {
 }
 
 impl Books {
-    /// Follows a stream on which nothing has been sent yet, if it is known what its client has granted it.
-    pub fn follow(&mut self, stream: u32) {
+    /// Follows a stream on which nothing has been sent yet, if it is known what its client has granted it. Says whether.
+    pub fn follow(&mut self, stream: u32) -> bool {
         if stream <= self.unknown_upto || self.by_stream.contains_key(&stream) {
-            return;
+            return false;
         }
         let early = self.early.iter().position(|(known, _)| *known == stream);
         let granted = early.and_then(|at| self.early.remove(at)).map_or(0, |(_, granted)| granted);
@@ -117,6 +123,17 @@ impl Books {
         self.entries[entry as usize] =
             Followed { stream, window: self.initial_window + granted, ..Followed::default() };
         self.by_stream.insert(stream, entry);
+        true
+    }
+
+    /// Follows a stream no longer whose call has ended: it may have been reset before it was followed.
+    pub fn forget(&mut self, stream: u32) {
+        let Some(entry) = self.by_stream.get(&stream) else { return };
+        let Followed { is_below, ordered, .. } = self.entries[*entry as usize];
+        // What is on its way of nothing must be known when it comes; then its end comes too.
+        if !is_below && ordered == 0 {
+            self.end(stream);
+        }
     }
 
     /// Notes what has come from the client.
@@ -129,7 +146,7 @@ impl Books {
                 }
             }
             Part::Payload(head, bytes) => match head.kind {
-                kind::WINDOW_UPDATE if head.stream > 0 => self.gather(bytes, 4, |books, payload| {
+                kind::WINDOW_UPDATE => self.gather(bytes, 4, |books, payload| {
                     let increment = u32::from_be_bytes([payload[0], payload[1], payload[2], payload[3]]);
                     books.grant(head.stream, i64::from(increment & (u32::MAX >> 1)));
                 }),
@@ -159,6 +176,10 @@ impl Books {
     }
 
     fn grant(&mut self, stream: u32, increment: i64) {
+        if stream == 0 {
+            self.connection_window += increment;
+            return;
+        }
         if let Some(entry) = self.by_stream.get(&stream) {
             self.entries[*entry as usize].window += increment;
             return;
@@ -185,12 +206,15 @@ impl Books {
     pub fn sent(&mut self, head: Head) -> bool {
         match head.kind {
             kind::DATA => {
+                self.connection_window -= i64::from(head.len);
                 if let Some(entry) = self.by_stream.get(&head.stream) {
                     let (entry, len) = (&mut self.entries[*entry as usize], i64::from(head.len));
                     if entry.ordered > 0 {
                         entry.ordered -= len;
                         entry.owed -= len;
-                        self.ordered -= len;
+                        if entry.is_below {
+                            self.ordered -= len;
+                        }
                         self.credit += len;
                         return true;
                     }
@@ -212,8 +236,9 @@ impl Books {
         let Some(entry) = self.by_stream.remove(&stream) else { return };
         let ended = &mut self.entries[entry as usize];
         // HTTP/2 has thrown away what it had not sent.
-        self.ordered -= std::mem::take(&mut ended.ordered);
+        let ordered = std::mem::take(&mut ended.ordered);
         if ended.is_below {
+            self.ordered -= ordered;
             ended.has_ended = true;
             self.ended.push(stream);
         } else {
@@ -225,8 +250,8 @@ impl Books {
     /// None as long as that is not so.
     pub fn flushed(&self, stream: u32, bytes: u64) -> Option<Entry> {
         let entry = *self.by_stream.get(&stream)?;
-        let Followed { passed, owed, ordered, .. } = self.entries[entry as usize];
-        (passed == bytes && owed == 0 && ordered == 0).then_some(entry)
+        let Followed { passed, owed, ordered, window, .. } = self.entries[entry as usize];
+        (passed == bytes && owed == 0 && ordered == 0 && window <= MAX_WINDOW).then_some(entry)
     }
 
     /// From now on the DATA of this stream is written below HTTP/2.
@@ -243,10 +268,11 @@ impl Books {
             return 0;
         }
         back.is_below = false;
+        // The others wait for it no longer: its client may never take it.
+        *ordered -= back.ordered;
         let owed = back.owed - back.ordered;
         if owed >= 0 {
             back.ordered += owed;
-            *ordered += owed;
             return usize::try_from(owed).expect("it is not negative");
         }
         back.owed -= owed;
@@ -257,8 +283,8 @@ impl Books {
 
     /// The stream of an entry, if its client takes so many bytes now.
     pub fn takes(&self, entry: Entry, len: usize) -> Option<u32> {
-        let Followed { stream, window, has_ended, .. } = self.entries[entry as usize];
-        (window >= len as i64 && !has_ended).then_some(stream)
+        let Followed { stream, window, owed, has_ended, .. } = self.entries[entry as usize];
+        (window >= len as i64 && window.max(window + owed) <= MAX_WINDOW && !has_ended).then_some(stream)
     }
 
     /// Whether what is written next has been paid for.
@@ -296,6 +322,11 @@ impl Books {
         self.ordered > 0
     }
 
+    /// What the connection may be sent, whoever has paid for it.
+    pub fn connection_window(&self) -> i64 {
+        self.connection_window + self.credit
+    }
+
     /// Gives back what was paid for and is not needed.
     pub fn return_credit(&mut self) {
         let credit = std::mem::take(&mut self.credit);
@@ -308,6 +339,9 @@ impl Books {
     }
 
     fn tell_http2(&mut self, stream: u32, mut increment: i64) {
+        if stream == 0 {
+            self.connection_window += increment;
+        }
         while increment > 0 {
             let now = u32::try_from(increment).unwrap_or(u32::MAX).min(u32::MAX >> 1);
             increment -= i64::from(now);

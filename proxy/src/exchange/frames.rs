@@ -11,14 +11,19 @@ pub mod kind {
     pub const RST_STREAM: u8 = 3;
     pub const SETTINGS: u8 = 4;
     pub const PING: u8 = 6;
+    pub const PUSH_PROMISE: u8 = 5;
     pub const GOAWAY: u8 = 7;
     pub const WINDOW_UPDATE: u8 = 8;
+    pub const CONTINUATION: u8 = 9;
 }
 
 /// The flag of a PING or SETTINGS that answers one.
 const ACK: u8 = 1;
 /// The flag of a DATA or HEADERS that is the last of its stream.
 const END_STREAM: u8 = 1;
+
+/// The flag of a frame of headers after which no more of them come.
+const END_HEADERS: u8 = 4;
 
 /// What a frame says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +54,11 @@ impl Head {
 
     pub fn is_ack(self) -> bool {
         self.flags & ACK != 0
+    }
+
+    /// Whether the next frame must go on with the headers that this one begins.
+    fn is_continued(self) -> bool {
+        matches!(self.kind, kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION) && self.flags & END_HEADERS == 0
     }
 
     pub fn ends_stream(self) -> bool {
@@ -126,9 +136,14 @@ impl Scanner {
         self.left > 0
     }
 
-    /// Whether a frame of one's own may be put here without cutting another in two.
+    /// Whether a frame of one's own may be put here without cutting another in two, or headers from what continues them.
     pub fn is_between_frames(&self) -> bool {
-        self.held_len == 0 && self.left == 0
+        self.held_len == 0 && self.is_before_a_head()
+    }
+
+    /// The same, for who holds back what has come of a head.
+    pub fn is_before_a_head(&self) -> bool {
+        self.left == 0 && !self.head.is_continued()
     }
 }
 
@@ -168,6 +183,18 @@ mod tests {
         });
     }
 
+    #[test]
+    fn nothing_may_stand_between_headers_and_what_continues_them() {
+        let frames = [(kind::HEADERS, 1, false), (kind::CONTINUATION, 0, false), (kind::CONTINUATION, 4, true)];
+        let mut scanner = Scanner::new(0);
+        for (kind, flags, may) in frames {
+            let mut stream = Vec::new();
+            put(&mut stream, Head { len: 3, kind, flags, stream: 1 });
+            scanner.scan(&stream, |_| ());
+            assert_eq!((scanner.is_between_frames(), scanner.is_before_a_head()), (may, may), "{kind}");
+        }
+    }
+
     fn scan_in_pieces(scanner: &mut Scanner, stream: &[u8], sizes: &[usize]) -> Vec<Head> {
         let mut heads = Vec::new();
         let (mut rest, mut sizes) = (stream, sizes.iter().cycle());
@@ -182,7 +209,8 @@ mod tests {
 
     prop_compose! {
         fn any_head()(len in 0_u32..600, kind in 0_u8..12, flags: u8, stream in 0_u32..(1 << 31)) -> Head {
-            Head { len, kind, flags, stream }
+            // No headers that go on in the next frame.
+            Head { len, kind, flags: flags | END_HEADERS, stream }
         }
     }
 

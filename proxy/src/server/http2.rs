@@ -2,7 +2,8 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    num::NonZeroU32,
+    sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
@@ -17,7 +18,6 @@ use super::{
 };
 use crate::{
     drain::Observer,
-    exchange::books::Books,
     metrics::Metrics,
     router::{self, Crowds, Turn},
     rules::{caller::Connection, methods},
@@ -35,19 +35,22 @@ const MAX_PENDING_ACCEPT_RESETS: usize = 10_000;
 /// How a connection broke, in HTTP/2 or below.
 type Broken = Box<dyn std::error::Error + Send + Sync>;
 
-/// A call that is open on a connection.
-struct OpenCall(Arc<Shared>);
+/// A call that is open on a connection, and the number of its stream if that is followed.
+struct OpenCall(Arc<Shared>, Option<NonZeroU32>);
 
 impl OpenCall {
-    fn new(shared: &Arc<Shared>) -> Self {
+    fn new(shared: &Arc<Shared>, followed: Option<NonZeroU32>) -> Self {
         shared.calls.fetch_add(1, Ordering::Relaxed);
-        Self(shared.clone())
+        Self(shared.clone(), followed)
     }
 }
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
         self.0.calls.fetch_sub(1, Ordering::Relaxed);
+        if let Some(stream) = self.1 {
+            self.0.books().forget(stream.get());
+        }
     }
 }
 
@@ -71,8 +74,8 @@ pub async fn serve(
     front: Arc<Front>,
     mut drain: Observer,
 ) {
-    let (shared, books): (Arc<Shared>, Arc<Mutex<Books>>) = Default::default();
-    let (socket, outlet) = metered(socket, shared.clone(), books.clone(), config.keepalive_min_time);
+    let shared: Arc<Shared> = Arc::default();
+    let (socket, outlet) = metered(socket, shared.clone(), config.keepalive_min_time);
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -143,15 +146,18 @@ pub async fn serve(
         };
         match accepted {
             Some(Ok((mut request, respond))) => {
+                let mut followed = None;
                 if let Some(router) = &front.router
                     && request.uri().path() == methods::WATCH
                 {
-                    books.lock().unwrap_or_else(PoisonError::into_inner).follow(respond.stream_id().as_u32());
-                    let crowds = together.0.get_or_insert_with(|| router.crowds(&connection, &books));
-                    request.extensions_mut().insert(crowds.clone());
+                    followed = NonZeroU32::new(respond.stream_id().as_u32());
+                    if followed.is_some_and(|stream| shared.books().follow(stream.get())) {
+                        let crowds = together.0.get_or_insert_with(|| router.crowds(&connection, &shared.books));
+                        request.extensions_mut().insert(crowds.clone());
+                    }
                 }
                 let (front, http) = (front.clone(), http.clone());
-                let (connection, open) = (connection.clone(), OpenCall::new(&shared));
+                let (connection, open) = (connection.clone(), OpenCall::new(&shared, followed));
                 // Boxed, since a task is copied whole three times in its life: a pointer is cheaper to copy.
                 tokio::spawn(Box::pin(async move {
                     match &front.router {

@@ -50,6 +50,14 @@ pub struct Shared {
     pub calls: AtomicUsize,
     /// Frames received, by which one sees that the peer lives.
     pub heard: AtomicU32,
+    /// What is sent below HTTP/2.
+    pub books: Arc<Mutex<Books>>,
+}
+
+impl Shared {
+    pub fn books(&self) -> MutexGuard<'_, Books> {
+        lock(&self.books)
+    }
 }
 
 /// Bytes that are made ready before the socket is asked to take them. A write costs some microseconds whatever it
@@ -85,7 +93,6 @@ pub struct Wire<S> {
     outbound: Scanner,
     /// Whether the frame that h2 writes is one of nothing.
     swallows: bool,
-    books: Arc<Mutex<Books>>,
     /// The newest stream that the client has opened.
     last_stream: u32,
     excess: Option<Excess>,
@@ -93,12 +100,7 @@ pub struct Wire<S> {
 }
 
 /// Puts the meter around a connection.
-pub fn metered<S>(
-    stream: S,
-    shared: Arc<Shared>,
-    books: Arc<Mutex<Books>>,
-    min_time: Duration,
-) -> (Metered<S>, Outlet<S>) {
+pub fn metered<S>(stream: S, shared: Arc<Shared>, min_time: Duration) -> (Metered<S>, Outlet<S>) {
     let wire = Arc::new(Mutex::new(Wire {
         stream,
         out: Vec::new(),
@@ -111,7 +113,6 @@ pub fn metered<S>(
         inbound: Scanner::new(PREFACE_LEN),
         outbound: Scanner::new(0),
         swallows: false,
-        books,
         last_stream: 0,
         excess: None,
         leaving: None,
@@ -148,9 +149,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if bytes.is_empty() || self.excess.is_some() {
             return;
         }
-        let Self { shared, pace, inbound, last_stream, excess, frames, books, .. } = self;
+        let Self { shared, pace, inbound, last_stream, excess, frames, .. } = self;
         let before = *frames;
-        let (now, mut books) = (Instant::now(), lock(books));
+        let (now, mut books) = (Instant::now(), shared.books());
         inbound.scan(bytes, |part| {
             books.received(part);
             let Part::Head(head) = part else { return };
@@ -197,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     break;
                 }
                 if let Some(head) = self.outbound.next_head(&mut rest) {
-                    self.swallows = lock(&self.books).sent(head);
+                    self.swallows = self.shared.books().sent(head);
                     if !self.swallows {
                         self.append(&head.write());
                         self.note_sent(head, now);
@@ -228,7 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Whether a frame may be put here that is not h2's. What it holds back of a head does not count.
     fn is_between_frames(&self) -> bool {
-        self.swallows || !self.outbound.is_in_payload()
+        self.swallows || self.outbound.is_before_a_head()
     }
 
     /// Makes room for more; `Pending` while the socket takes nothing of a full buffer.
@@ -317,8 +318,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
         if let Some(excess) = wire.excess {
             return wire.poll_leave(context, excess).map(Err);
         }
-        if wire.inbound.is_between_frames() && lock(&wire.books).for_http2() > 0 {
-            lock(&wire.books).read_for_http2(buffer.remaining(), |bytes| buffer.put_slice(bytes));
+        if wire.inbound.is_between_frames() && wire.shared.books().for_http2() > 0 {
+            wire.shared.books().read_for_http2(buffer.remaining(), |bytes| buffer.put_slice(bytes));
             return Poll::Ready(Ok(()));
         }
         let max_frames = if wire.reads_little { MAX_SHORT_FRAMES_A_TURN } else { MAX_FRAMES_A_TURN };

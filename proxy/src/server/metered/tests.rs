@@ -12,7 +12,7 @@ const HEADERS: [u8; 10] = [0, 0, 1, kind::HEADERS, 5, 0, 0, 0, 7, 0x82];
 
 fn metered() -> (DuplexStream, Metered<DuplexStream>) {
     let (client, server) = tokio::io::duplex(64 * 1024);
-    (client, super::metered(server, Arc::default(), Arc::default(), Duration::from_secs(5)).0)
+    (client, super::metered(server, Arc::default(), Duration::from_secs(5)).0)
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,7 +55,7 @@ async fn a_frame_that_is_under_way_is_not_cut_by_the_farewell() {
 #[tokio::test]
 async fn what_a_turn_writes_goes_out_at_its_end_and_no_more_is_held_than_the_bound() {
     let (mut client, server) = tokio::io::duplex(16 << 10);
-    let (mut server, outlet) = super::metered(server, Arc::default(), Arc::default(), Duration::from_secs(5));
+    let (mut server, outlet) = super::metered(server, Arc::default(), Duration::from_secs(5));
     outlet.take_over();
     let frame = [[0, 0, 1, kind::DATA, 0, 0, 0, 0, 1].as_slice(), b"x"].concat();
     let mut sent = Vec::new();
@@ -92,7 +92,7 @@ async fn what_a_turn_writes_goes_out_at_its_end_and_no_more_is_held_than_the_bou
 #[tokio::test]
 async fn a_turn_takes_few_frames_and_the_next_ones_the_rest() {
     let (mut client, server) = tokio::io::duplex(64 << 10);
-    let (mut server, outlet) = super::metered(server, Arc::default(), Arc::default(), Duration::from_secs(5));
+    let (mut server, outlet) = super::metered(server, Arc::default(), Duration::from_secs(5));
     outlet.take_over();
     let sent = [PREFACE.as_slice(), &HEADERS.repeat(1000)].concat();
     client.write_all(&sent).await.expect("the pipe takes it");

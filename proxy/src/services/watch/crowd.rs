@@ -7,7 +7,7 @@
 //! crowd is cheap: it knows events for those who are level, and nothing else.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Instant,
@@ -40,14 +40,18 @@ use crate::{
 };
 use members::Members;
 
-/// The bytes of events that are read at once. With what stands before each message they fit into [`MAX_SAID`].
-const MAX_RUN: u64 = 8 << 10;
+/// The bytes of events that are read at once.
+const MAX_RUN: u64 = 3 << 10;
 /// What is written to each stream at once. More than that, each session sends by itself, piece by piece.
 const MAX_SAID: usize = 2 * MAX_PAYLOAD;
 /// What is paid for ahead of being written.
-const PAID_AHEAD: usize = 256 << 10;
+const PAID_AHEAD: usize = 64 << 10;
+/// What is sent whole or not at all for as long as the client's window for the connection has no room.
+const MAX_UNCUT: usize = 4 << 10;
 /// What is written before the thread's other tasks have their turn.
 const TURN_BYTES: usize = 1 << 20;
+/// Streams that are looked at in a turn for whether they can join. The others are as well off where they are.
+const MAX_JOINS: usize = 1024;
 /// Less than this is debited to a stream only if there is none that takes more.
 const MIN_ORDER: usize = 4 << 10;
 /// More than this is debited to several.
@@ -120,7 +124,9 @@ struct State {
     free: Vec<Number>,
     by_likeness: HashMap<Alike, Number>,
     places: HashMap<u32, Place>,
-    joining: Vec<u32>,
+    /// Each is there once.
+    joining: VecDeque<u32>,
+    is_queued: HashSet<u32>,
     /// Crowds that may read on, in turn.
     busy: VecDeque<Number>,
     ready: Vec<Number>,
@@ -221,7 +227,7 @@ impl Crowds {
         let joining = Joining { member, log: log.clone(), seat, cursor: cursor.clone(), header };
         state.places.insert(stream, Place::Joining(Box::new(joining)));
         if !self.join(&mut state, &mut self.books(), stream) {
-            state.joining.push(stream);
+            state.queue(stream);
         }
     }
 
@@ -243,12 +249,16 @@ impl Crowds {
     /// The connection has ended, and with it all streams.
     pub fn close(&self) {
         let mut state = self.lock();
-        state.crowds.iter().flatten().for_each(|crowd| crowd.log.unsubscribe(crowd.seat));
-        state.places.values().for_each(|place| {
+        for crowd in state.crowds.iter().flatten() {
+            crowd.log.unsubscribe(crowd.seat);
+            crowd.members.wake_all();
+        }
+        for place in state.places.values() {
             if let Place::Joining(joining) = place {
                 joining.log.unsubscribe(joining.seat);
+                joining.member.inbox.wake(joining.member.watch);
             }
-        });
+        }
         *state = State { is_closed: true, ..State::default() };
     }
 
@@ -264,12 +274,14 @@ impl Crowds {
         while let Some(stream) = books.next_ended() {
             state.turn_out(&mut books, stream);
         }
-        state.joining = std::mem::take(&mut state.joining)
-            .into_iter()
-            .filter(|stream| {
-                matches!(state.places.get(stream), Some(Place::Joining(_))) && !self.join(state, &mut books, *stream)
-            })
-            .collect();
+        for _ in 0..state.joining.len().min(MAX_JOINS) {
+            let Some(stream) = state.joining.pop_front() else { break };
+            state.is_queued.remove(&stream);
+            let is_here = matches!(state.places.get(&stream), Some(Place::Joining(_)));
+            if is_here && !self.join(state, &mut books, stream) {
+                state.queue(stream);
+            }
+        }
         for number in std::mem::take(&mut state.ready) {
             if let Some(crowd) = state.crowds.get_mut(number as usize).and_then(Option::as_mut)
                 && !std::mem::replace(&mut crowd.is_busy, true)

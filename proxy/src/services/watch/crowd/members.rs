@@ -61,6 +61,10 @@ impl Members {
         (self.entries.swap_remove(index), self.rest.swap_remove(index))
     }
 
+    pub fn wake_all(&self) {
+        self.rest.iter().for_each(|rest| rest.inbox.wake(rest.watch));
+    }
+
     /// Has HTTP/2 send bytes of nothing on a member's stream. Says whether it does.
     pub fn send_nothing(&mut self, index: usize, len: usize) -> bool {
         send_nothing(&mut self.rest[index].send, len)

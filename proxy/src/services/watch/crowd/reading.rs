@@ -3,8 +3,14 @@
 use bytes::BytesMut;
 
 use super::{
-    super::{bell::Bell, cursor::Cursor, log::Read, sayings::Saying},
-    Alike, Crowd, Joining, MAX_LOOKS, MAX_ORDER, MAX_RUN, MIN_ORDER, PAID_AHEAD, Reached, Reading, Said, Turn,
+    super::{
+        bell::Bell,
+        cursor::Cursor,
+        log::{End, Read},
+        sayings::Saying,
+    },
+    Alike, Crowd, Joining, MAX_LOOKS, MAX_ORDER, MAX_RUN, MAX_UNCUT, MIN_ORDER, PAID_AHEAD, Reached, Reading, Said,
+    Turn,
     members::Members,
 };
 use crate::{
@@ -39,7 +45,11 @@ impl Crowd {
         self.members.push(entry, member);
     }
 
-    pub(super) fn reached(&self) -> Reached {
+    /// How far it is, with all that it has read. What the log covers without events for it need not be asked for again.
+    pub(super) fn reached(&mut self) -> Reached {
+        if let (None, Some(since)) = (&self.saying, self.log.since(self.seat)) {
+            self.cursor.next_revision = self.cursor.next_revision.max(since);
+        }
         let Cursor { next_revision, told_revision, .. } = self.cursor;
         Reached { next_revision, told_revision, header: self.header }
     }
@@ -67,6 +77,10 @@ impl Crowd {
                 Read::Fallen { next_revision } => {
                     self.cursor.next_revision = self.cursor.next_revision.max(next_revision);
                     return Reading::Fallen;
+                }
+                Read::Ended(End::Continue { next_revision }) => {
+                    self.cursor.next_revision = self.cursor.next_revision.max(next_revision);
+                    return Reading::Ended;
                 }
                 Read::Ended(_) => return Reading::Ended,
             }
@@ -108,7 +122,9 @@ impl Crowd {
                 return Some(Turn::Again);
             }
         }
-        // What is on its way goes on when the client's window for the connection does.
-        books.has_ordered().then_some(Turn::Over)
+        // What is on its way goes on when the client's window for the connection does, unless that holds what others do not
+        // read: then what is left of it may be less than a large message, and HTTP/2 sends that in pieces.
+        let may_come = len <= MAX_UNCUT || books.connection_window() >= len as i64;
+        (may_come && books.has_ordered()).then_some(Turn::Over)
     }
 }

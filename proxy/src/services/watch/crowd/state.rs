@@ -20,6 +20,13 @@ impl State {
         self.crowds[number as usize].as_deref_mut().expect("a crowd that has its turn is there until the turn ends")
     }
 
+    /// Has a stream looked at in the turns to come for whether it can join.
+    pub(super) fn queue(&mut self, stream: u32) {
+        if self.is_queued.insert(stream) {
+            self.joining.push_back(stream);
+        }
+    }
+
     /// Takes a member out of its crowd, and settles its stream with HTTP/2. Says how its session is woken.
     pub(super) fn part(&mut self, books: &mut Books, number: Number, index: usize) -> (u32, Arc<Inbox>, Number, Left) {
         let crowd = self.crowds[number as usize].as_deref_mut().expect("whoever is a member is one of a crowd");
@@ -30,7 +37,9 @@ impl State {
                 said.to -= 1;
                 at = said.to;
                 crowd.members.swap(index, at);
-                set_place(&mut self.places, crowd, number, index);
+                if index != at {
+                    set_place(&mut self.places, crowd, number, index);
+                }
             }
             Some(said) => reached = said.before,
             None => (),
@@ -43,7 +52,7 @@ impl State {
             self.close(number);
         }
         let Rest { stream, mut send, inbox, watch } = member;
-        // It fails only on a stream that has ended, whose books are closed.
+        // It fails only on a stream that ends, with which its entry goes.
         let _ = send_nothing(&mut send, books.give_back(entry));
         (stream, inbox, watch, Left { send, stand: Stand::Reached(reached) })
     }

@@ -20,6 +20,14 @@ impl State {
 }
 
 impl Log {
+    /// The revision before which all that a reader wants has been read.
+    pub fn since(&self, seat: Seat) -> Option<i64> {
+        let mut state = self.lock();
+        let covered = state.covered_to.saturating_add(1);
+        let reader = state.readers.get_mut(seat)?;
+        Some(if reader.has_something() { reader.since } else { reader.since.max(covered) })
+    }
+
     /// Gives a seat to another inbox, if its reader has nothing to read and wants all from `next_revision` on, which is
     /// not yet to come.
     pub fn hand_over(&self, seat: Seat, next_revision: i64, inbox: &Arc<Inbox>, watch: Number) -> bool {

@@ -34,7 +34,9 @@ impl Session {
         let Some(watch) = self.watches.get_mut(number) else { return false };
         let is_plain = watch.cursor.part.is_none() && !watch.cursor.wishes.filters();
         let Source::Live { seat } = watch.source else { return false };
-        if !is_done || !is_plain || self.inbox.has_heard() {
+        // Who waits for a revision of the future is not shown what the others are.
+        let is_present = watch.cursor.next_revision <= watch.live.log.resume_revision();
+        if !is_done || !is_plain || !is_present || self.inbox.has_heard() {
             return false;
         }
         let Some(send) = replies.lend() else {
