@@ -27,8 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// Before anything is counted, so that buffers have grown.
 const WARM_UP: Duration = Duration::from_millis(700);
-/// How long watchers are idle before their memory is looked at.
-const REST: Duration = Duration::from_millis(500);
+/// How long watchers are idle before their memory is looked at: what was freed has been given back by then.
+const REST: Duration = Duration::from_secs(2);
 
 /// What was asked for on the command line.
 struct Asked {

@@ -50,8 +50,9 @@ struct Followed {
     stream: u32,
     is_below: bool,
     has_ended: bool,
-    /// What the client lets it be sent, in truth.
-    window: i64,
+    /// What the client lets it be sent, in truth, beside the window that all streams begin with: less than nothing for what
+    /// has been sent.
+    granted: i64,
     /// What HTTP/2 sent on it.
     passed: u64,
     /// What was written below HTTP/2 and HTTP/2 has not debited; negative where it was debited before.
@@ -67,6 +68,8 @@ pub type Entry = u32;
 #[derive(Debug)]
 pub struct Books {
     initial_window: i64,
+    /// Whether that has become less since it was looked at what this means.
+    has_shrunk: bool,
     entries: Vec<Followed>,
     free: Vec<Entry>,
     by_stream: HashMap<u32, Entry>,
@@ -92,6 +95,7 @@ impl Default for Books {
     fn default() -> Self {
         Self {
             initial_window: DEFAULT_WINDOW,
+            has_shrunk: false,
             entries: Vec::new(),
             free: Vec::new(),
             by_stream: HashMap::new(),
@@ -120,8 +124,7 @@ impl Books {
             self.entries.push(Followed::default());
             Entry::try_from(self.entries.len() - 1).expect("HTTP/2 has no more streams than that")
         });
-        self.entries[entry as usize] =
-            Followed { stream, window: self.initial_window + granted, ..Followed::default() };
+        self.entries[entry as usize] = Followed { stream, granted, ..Followed::default() };
         self.by_stream.insert(stream, entry);
         true
     }
@@ -181,7 +184,7 @@ impl Books {
             return;
         }
         if let Some(entry) = self.by_stream.get(&stream) {
-            self.entries[*entry as usize].window += increment;
+            self.entries[*entry as usize].granted += increment;
             return;
         }
         if let Some((_, granted)) = self.early.iter_mut().find(|(known, _)| *known == stream) {
@@ -198,8 +201,20 @@ impl Books {
 
     /// HTTP/2 moves all windows by the difference.
     fn set_initial_window(&mut self, initial: i64) {
-        let difference = initial - std::mem::replace(&mut self.initial_window, initial);
-        self.entries.iter_mut().for_each(|entry| entry.window += difference);
+        self.has_shrunk |= initial < std::mem::replace(&mut self.initial_window, initial);
+    }
+
+    /// Lets HTTP/2 send what it was given of nothing on streams whose windows have shrunk since: their clients have nothing
+    /// to read there, and would never grant more.
+    fn make_up_for_shrinking(&mut self) {
+        for entry in 0..self.entries.len() {
+            let Followed { stream, granted, owed, ordered, is_below, .. } = self.entries[entry];
+            let short = ordered - (self.initial_window + granted + owed);
+            if is_below && ordered > 0 && short > 0 {
+                self.entries[entry].owed += short;
+                self.tell_http2(stream, short);
+            }
+        }
     }
 
     /// Notes a frame that HTTP/2 sends. Says whether it is one of nothing, which is not to reach the client.
@@ -218,7 +233,7 @@ impl Books {
                         self.credit += len;
                         return true;
                     }
-                    entry.window -= len;
+                    entry.granted -= len;
                     entry.passed += u64::from(head.len);
                 }
                 if head.ends_stream() {
@@ -250,8 +265,9 @@ impl Books {
     /// None as long as that is not so.
     pub fn flushed(&self, stream: u32, bytes: u64) -> Option<Entry> {
         let entry = *self.by_stream.get(&stream)?;
-        let Followed { passed, owed, ordered, window, .. } = self.entries[entry as usize];
-        (passed == bytes && owed == 0 && ordered == 0 && window <= MAX_WINDOW).then_some(entry)
+        let Followed { passed, owed, ordered, granted, .. } = self.entries[entry as usize];
+        let is_narrow = self.initial_window + granted <= MAX_WINDOW;
+        (passed == bytes && owed == 0 && ordered == 0 && is_narrow).then_some(entry)
     }
 
     /// From now on the DATA of this stream is written below HTTP/2.
@@ -283,7 +299,8 @@ impl Books {
 
     /// The stream of an entry, if its client takes so many bytes now.
     pub fn takes(&self, entry: Entry, len: usize) -> Option<u32> {
-        let Followed { stream, window, owed, has_ended, .. } = self.entries[entry as usize];
+        let Followed { stream, granted, owed, has_ended, .. } = self.entries[entry as usize];
+        let window = self.initial_window + granted;
         (window >= len as i64 && window.max(window + owed) <= MAX_WINDOW && !has_ended).then_some(stream)
     }
 
@@ -293,22 +310,26 @@ impl Books {
     }
 
     /// How many of so many bytes are neither paid for nor on their way to be.
-    pub fn lacks(&self, len: usize) -> usize {
+    pub fn lacks(&mut self, len: usize) -> usize {
+        if std::mem::take(&mut self.has_shrunk) {
+            self.make_up_for_shrinking();
+        }
         usize::try_from(len as i64 - self.credit - self.ordered).unwrap_or(0)
     }
 
     /// Notes that a frame with so many bytes was written, which were there and paid for.
     pub fn wrote(&mut self, entry: Entry, len: usize) {
         let entry = &mut self.entries[entry as usize];
-        entry.window -= len as i64;
+        entry.granted -= len as i64;
         entry.owed += len as i64;
         self.credit -= len as i64;
     }
 
     /// How many bytes of nothing HTTP/2 would send on this stream.
     pub fn may_order(&self, entry: Entry) -> usize {
-        let Followed { window, owed, ordered, has_ended, .. } = self.entries[entry as usize];
-        if has_ended { 0 } else { usize::try_from(window + owed - ordered).unwrap_or(0) }
+        let Followed { granted, owed, ordered, has_ended, .. } = self.entries[entry as usize];
+        let taken = self.initial_window + granted + owed - ordered;
+        if has_ended { 0 } else { usize::try_from(taken).unwrap_or(0) }
     }
 
     /// Notes that HTTP/2 was given so many bytes of nothing to send on this stream.

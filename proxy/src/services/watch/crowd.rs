@@ -50,8 +50,10 @@ const PAID_AHEAD: usize = 64 << 10;
 const MAX_UNCUT: usize = 4 << 10;
 /// What is written before the thread's other tasks have their turn.
 const TURN_BYTES: usize = 1 << 20;
+/// As which turning a stream out counts.
+const TURNED_OUT: usize = 4 << 10;
 /// Streams that are looked at in a turn for whether they can join. The others are as well off where they are.
-const MAX_JOINS: usize = 1024;
+const MAX_JOINS: usize = 256;
 /// Less than this is debited to a stream only if there is none that takes more.
 const MIN_ORDER: usize = 4 << 10;
 /// More than this is debited to several.
@@ -367,6 +369,11 @@ impl Crowds {
             if fits && let Some(turn) = crowd.pay(books, len) {
                 return Served::Part(turn);
             }
+            if *room < TURNED_OUT {
+                context.waker().wake_by_ref();
+                return Served::Part(Turn::Over);
+            }
+            *room -= TURNED_OUT;
             // Its client takes less than this at once, or nothing.
             state.turn_out_member(books, number, to);
         }
