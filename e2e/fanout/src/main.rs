@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// Before anything is counted, so that buffers have grown.
 const WARM_UP: Duration = Duration::from_millis(700);
+/// What each stream of the watchers takes unread, as much as a Go client grants at most.
+const WINDOW: u32 = 16 << 20;
 /// How long watchers are idle before their memory is looked at: what was freed has been given back by then.
 const REST: Duration = Duration::from_secs(2);
 
@@ -68,7 +70,7 @@ impl Asked {
         let load = Load { puts: 1, depth: 16, rate: None, keys: 1000, value_size: 100 };
         let (etcd, proxy) = (String::new(), String::new());
         let is_secure = false;
-        let mut asked = Self { etcd, proxy, is_secure, process: 0, shape, load, window: i32::MAX as u32, seconds: 3.0 };
+        let mut asked = Self { etcd, proxy, is_secure, process: 0, shape, load, window: WINDOW, seconds: 3.0 };
         while let Some(flag) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{flag} wants a value"))?;
             let bad = |_| format!("{flag} wants a number, not {value}");

@@ -270,6 +270,12 @@ impl Books {
         (passed == bytes && owed == 0 && ordered == 0 && is_narrow).then_some(entry)
     }
 
+    /// Whether a stream is followed whose window is narrow enough for it to be written below HTTP/2.
+    pub fn may_take_below(&self, stream: u32) -> bool {
+        let followed = self.by_stream.get(&stream).map(|entry| &self.entries[*entry as usize]);
+        followed.is_some_and(|followed| self.initial_window + followed.granted <= MAX_WINDOW)
+    }
+
     /// From now on the DATA of this stream is written below HTTP/2.
     pub fn take_below(&mut self, entry: Entry) {
         self.entries[entry as usize].is_below = true;

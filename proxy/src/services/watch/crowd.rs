@@ -233,6 +233,11 @@ impl Crowds {
         }
     }
 
+    /// Whether a stream can ever be handed over, by what its client grants it.
+    pub fn takes(&self, stream: u32) -> bool {
+        self.books().may_take_below(stream)
+    }
+
     /// Takes a stream back. None if the connection has ended.
     pub fn leave(&self, stream: u32) -> Option<Left> {
         let mut state = self.lock();

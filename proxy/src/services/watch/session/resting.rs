@@ -39,12 +39,13 @@ impl Session {
         if !is_done || !is_plain || !is_present || self.inbox.has_heard() {
             return false;
         }
-        let Some(send) = replies.lend() else {
-            // It is held to limits, or measured, to its end.
+        let (stream, sent) = replies.stream();
+        let send = if crowds.takes(stream) { replies.lend() } else { None };
+        let Some(send) = send else {
+            // It is held to limits, or measured, or has too wide a window, to its end.
             self.crowds = None;
             return false;
         };
-        let (stream, sent) = replies.stream();
         let (messages, inbox) = (replies.messages(), self.inbox.clone());
         let member = Member { stream, sent, send, messages, inbox, watch: number };
         watch.source = Source::Crowd;
