@@ -5,8 +5,8 @@ use std::time::Duration;
 use etcd_proxy_e2e::{Etcd, Proxy};
 use etcd_proxy_proto::{
     etcdserverpb::{
-        AuthenticateRequest, PutRequest, WatchCreateRequest, WatchRequest, WatchResponse, auth_client::AuthClient,
-        kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
+        AuthenticateRequest, CompactionRequest, PutRequest, WatchCreateRequest, WatchRequest, WatchResponse,
+        auth_client::AuthClient, kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
     },
     mvccpb::Event,
 };
@@ -118,6 +118,11 @@ pub async fn put(channel: &Channel, key: &str, value: impl Into<Vec<u8>>) -> i64
     let request = PutRequest { key: key.to_owned().into(), value: value.into().into(), ..PutRequest::default() };
     let answer = KvClient::new(channel.clone()).put(request).await.expect("the put succeeds");
     answer.into_inner().header.expect("every answer has one").revision
+}
+
+pub async fn compact(channel: &Channel, revision: i64) {
+    let request = CompactionRequest { revision, physical: true };
+    KvClient::new(channel.clone()).compact(request).await.expect("the compaction succeeds");
 }
 
 pub fn revisions(events: &[Event]) -> Vec<i64> {

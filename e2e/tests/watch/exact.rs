@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use etcd_proxy_e2e::{Etcd, Proxy};
 use etcd_proxy_proto::etcdserverpb::{
-    CompactionRequest, PutRequest, RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
-    kv_client::KvClient, watch_request::RequestUnion,
+    PutRequest, RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, kv_client::KvClient,
+    watch_request::RequestUnion,
 };
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::client::{PATIENCE, Watcher, channel, key, prefix, put, revisions, standing_watchers, wait_until};
+use crate::client::{PATIENCE, Watcher, channel, compact, key, prefix, put, revisions, standing_watchers, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_watchers_on_one_range_cost_etcd_one_watcher() {
@@ -242,8 +242,7 @@ async fn a_quiet_watch_goes_on_after_a_compaction_when_its_client_asks_for_more(
         other.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
         told = other.next().await.header.expect("a header").revision;
     }
-    let compact = CompactionRequest { revision: last, physical: true };
-    KvClient::new(channel.clone()).compact(compact).await.expect("the compaction succeeds");
+    compact(&channel, last).await;
     quiet.create(prefix("r")).await;
     let next = put(&channel, "q", "2").await;
     assert_eq!(revisions(&quiet.events(1).await), [next]);
@@ -261,8 +260,7 @@ async fn a_compacted_start_is_refused_though_the_log_still_holds_it() {
     let first = put(&channel, "c", "1").await;
     let last = put(&channel, "c", "2").await;
     standing.events(2).await;
-    let compact = CompactionRequest { revision: last, physical: true };
-    KvClient::new(channel.clone()).compact(compact).await.expect("the compaction succeeds");
+    compact(&channel, last).await;
     let mut late = Watcher::open(&channel).await;
     let created = late.create(WatchCreateRequest { start_revision: first, ..key("c") }).await;
     assert!(!created.canceled);
@@ -288,8 +286,7 @@ async fn a_quiet_watch_is_resumed_after_a_compaction_that_it_slept_through() {
     // The feed learns how far it is from the answer to any progress request on it.
     busy.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
     let covered = busy.next().await.header.expect("every answer has one").revision;
-    let compact = CompactionRequest { revision: covered, physical: true };
-    KvClient::new(channel.clone()).compact(compact).await.expect("the compaction succeeds");
+    compact(&channel, covered).await;
     for index in 0..3 {
         etcd.member(index).restart();
         etcd.member(index).wait_until_healthy();

@@ -33,19 +33,19 @@ pub const MAX_PAYLOAD: usize = 16 << 10;
 
 /// What HTTP/2 says a stream may be sent until the client says something else.
 const DEFAULT_WINDOW: i64 = 65_535;
-/// With a wider window a stream is not written below HTTP/2: what it owes stands above its window in HTTP/2's belief, which
-/// must not go beyond 2^31-1.
-const MAX_WINDOW: i64 = 1 << 30;
 /// The setting that changes it, of six bytes with its value.
 const SETTINGS_INITIAL_WINDOW_SIZE: u16 = 4;
 const SETTING_LEN: usize = 6;
+/// With a wider window a stream is not written below HTTP/2: what it owes stands above its window in HTTP/2's belief, which
+/// must not go beyond 2^31-1.
+const MAX_WINDOW: i64 = 1 << 30;
 
 /// Streams of which it is kept what the client granted them before anyone said that they are to be followed. It is looked
 /// through by the number of the stream; one that falls out of it is never followed, and stays with HTTP/2.
 const MAX_EARLY: usize = 64;
 
 /// A stream that is followed.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Followed {
     stream: u32,
     is_below: bool,
@@ -207,11 +207,12 @@ impl Books {
     /// Lets HTTP/2 send what it was given of nothing on streams whose windows have shrunk since: their clients have nothing
     /// to read there, and would never grant more.
     fn make_up_for_shrinking(&mut self) {
-        for entry in 0..self.entries.len() {
-            let Followed { stream, granted, owed, ordered, is_below, .. } = self.entries[entry];
-            let short = ordered - (self.initial_window + granted + owed);
+        for index in 0..self.entries.len() {
+            let followed = &self.entries[index];
+            let Followed { stream, owed, ordered, is_below, .. } = *followed;
+            let short = ordered - (self.window(followed) + owed);
             if is_below && ordered > 0 && short > 0 {
-                self.entries[entry].owed += short;
+                self.entries[index].owed += short;
                 self.tell_http2(stream, short);
             }
         }
@@ -265,15 +266,19 @@ impl Books {
     /// None as long as that is not so.
     pub fn flushed(&self, stream: u32, bytes: u64) -> Option<Entry> {
         let entry = *self.by_stream.get(&stream)?;
-        let Followed { passed, owed, ordered, granted, .. } = self.entries[entry as usize];
-        let is_narrow = self.initial_window + granted <= MAX_WINDOW;
-        (passed == bytes && owed == 0 && ordered == 0 && is_narrow).then_some(entry)
+        let Followed { passed, owed, ordered, .. } = self.entries[entry as usize];
+        (passed == bytes && owed == 0 && ordered == 0 && self.may_take_below(stream)).then_some(entry)
     }
 
     /// Whether a stream is followed whose window is narrow enough for it to be written below HTTP/2.
     pub fn may_take_below(&self, stream: u32) -> bool {
         let followed = self.by_stream.get(&stream).map(|entry| &self.entries[*entry as usize]);
-        followed.is_some_and(|followed| self.initial_window + followed.granted <= MAX_WINDOW)
+        followed.is_some_and(|followed| self.window(followed) <= MAX_WINDOW)
+    }
+
+    /// What the client lets a stream be sent, in truth.
+    fn window(&self, followed: &Followed) -> i64 {
+        self.initial_window + followed.granted
     }
 
     /// From now on the DATA of this stream is written below HTTP/2.
@@ -305,8 +310,8 @@ impl Books {
 
     /// The stream of an entry, if its client takes so many bytes now.
     pub fn takes(&self, entry: Entry, len: usize) -> Option<u32> {
-        let Followed { stream, granted, owed, has_ended, .. } = self.entries[entry as usize];
-        let window = self.initial_window + granted;
+        let followed = &self.entries[entry as usize];
+        let (Followed { stream, owed, has_ended, .. }, window) = (*followed, self.window(followed));
         (window >= len as i64 && window.max(window + owed) <= MAX_WINDOW && !has_ended).then_some(stream)
     }
 
@@ -333,9 +338,9 @@ impl Books {
 
     /// How many bytes of nothing HTTP/2 would send on this stream.
     pub fn may_order(&self, entry: Entry) -> usize {
-        let Followed { granted, owed, ordered, has_ended, .. } = self.entries[entry as usize];
-        let taken = self.initial_window + granted + owed - ordered;
-        if has_ended { 0 } else { usize::try_from(taken).unwrap_or(0) }
+        let followed = &self.entries[entry as usize];
+        let taken = self.window(followed) + followed.owed - followed.ordered;
+        if followed.has_ended { 0 } else { usize::try_from(taken).unwrap_or(0) }
     }
 
     /// Notes that HTTP/2 was given so many bytes of nothing to send on this stream.

@@ -25,7 +25,7 @@ use super::{
     bell::Bell,
     cursor::{Cursor, Wishes},
     hub::Hub,
-    inbox::Inbox,
+    inbox::{Heard, Inbox},
     log::{Log, LogId, Seat},
     sayings::Saying,
     watches::Number,
@@ -60,6 +60,7 @@ const MIN_ORDER: usize = 4 << 10;
 const MAX_ORDER: usize = 64 << 10;
 /// Streams that are looked at for one to debit before all are.
 const MAX_LOOKS: usize = 16;
+
 /// One per connection.
 pub struct Crowds {
     hub: Arc<Hub>,
@@ -131,7 +132,6 @@ struct State {
     is_queued: HashSet<u32>,
     /// Crowds that may read on, in turn.
     busy: VecDeque<Number>,
-    ready: Vec<Number>,
     told: Told,
     is_closed: bool,
 }
@@ -277,7 +277,7 @@ impl Crowds {
         let for_http2 = books.for_http2();
         // It is not asked whether it was this that woke the connection.
         let _ = self.inbox.poll_heard(context);
-        self.inbox.take(&mut state.ready);
+        let Heard { first, rest, .. } = self.inbox.hear();
         while let Some(stream) = books.next_ended() {
             state.turn_out(&mut books, stream);
         }
@@ -289,7 +289,7 @@ impl Crowds {
                 state.queue(stream);
             }
         }
-        for number in std::mem::take(&mut state.ready) {
+        for number in first.into_iter().chain(rest) {
             if let Some(crowd) = state.crowds.get_mut(number as usize).and_then(Option::as_mut)
                 && !std::mem::replace(&mut crowd.is_busy, true)
             {

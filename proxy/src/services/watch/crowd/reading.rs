@@ -1,6 +1,7 @@
 //! How a crowd reads on in its log, and has HTTP/2 debit what it is about to say.
 
 use bytes::BytesMut;
+use etcd_proxy_proto::etcdserverpb::ResponseHeader;
 
 use super::{
     super::{
@@ -39,10 +40,14 @@ impl Crowd {
         let Joining { member, cursor, header, .. } = joining;
         self.cursor.next_revision = self.cursor.next_revision.max(cursor.next_revision);
         self.cursor.told_revision = self.cursor.told_revision.max(cursor.told_revision);
+        self.note_header(header);
+        self.members.push(entry, member);
+    }
+
+    fn note_header(&mut self, header: ResponseHeader) {
         if header.revision >= self.header.revision {
             self.header = header;
         }
-        self.members.push(entry, member);
     }
 
     /// How far it is, with all that it has read. What the log covers without events for it need not be asked for again.
@@ -70,9 +75,7 @@ impl Crowd {
                     if let Some(events) = shown {
                         break Saying { bytes: out.freeze(), events: events as u64, header, last_revision };
                     }
-                    if header.revision >= self.header.revision {
-                        self.header = header;
-                    }
+                    self.note_header(header);
                 }
                 Read::Fallen { next_revision } => {
                     self.cursor.next_revision = self.cursor.next_revision.max(next_revision);
@@ -85,9 +88,7 @@ impl Crowd {
                 Read::Ended(_) => return Reading::Ended,
             }
         };
-        if saying.header.revision >= self.header.revision {
-            self.header = saying.header;
-        }
+        self.note_header(saying.header);
         let (mut skimmer, mut rest, mut messages) = (Skimmer::default(), &saying.bytes[..], 0);
         while skimmer.next_prefix(&mut rest).is_some() {
             messages += 1;

@@ -31,10 +31,10 @@ impl State {
     pub(super) fn part(&mut self, books: &mut Books, number: Number, index: usize) -> (u32, Arc<Inbox>, Number, Left) {
         let crowd = self.crowds[number as usize].as_deref_mut().expect("whoever is a member is one of a crowd");
         let (mut reached, mut at) = (crowd.reached(), index);
-        let since = crowd.log.since(crowd.seat).unwrap_or(0);
         match &mut crowd.saying {
             // Those who have been told stand before those who have not.
             Some(said) if index < said.to => {
+                let since = crowd.log.since(crowd.seat).unwrap_or(0);
                 reached.next_revision = reached.next_revision.max(since);
                 said.to -= 1;
                 at = said.to;
